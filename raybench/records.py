@@ -1,0 +1,148 @@
+"""What is stored of a trial: the row types, their meaning, and the version of the schema.
+
+The classes below are the contract of ``results/``: each field is one Parquet column. Columns are only ever added, with
+a default; anything else bumps `SCHEMA_VERSION`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA_VERSION = 1
+
+Status = Literal["completed", "stopped_early", "pruned", "failed"]
+STATUSES: tuple[Status, ...] = ("completed", "stopped_early", "pruned", "failed")
+FINISHED: tuple[Status, ...] = ("completed", "stopped_early")
+"""Trained as the suite asked: only these enter a mean."""
+DONE: tuple[Status, ...] = (*FINISHED, "pruned")
+"""Not run again by the same command; a failed trial is."""
+
+ErrorClass = Literal["out_of_memory", "diverged", "data", "weights", "crashed", "node_lost", "error"]
+
+
+def measured(default: Any = None) -> Any:
+    """A field that depends on the machine or the moment and not on what was computed; equal trials may differ in it."""
+    return field(default=default, metadata={"measured": True})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRow:
+    """The one row of a trial in ``trials/``. The suite's other axes are further columns, one each (`axes`)."""
+
+    trial_id: str
+    suite: str
+    stage: str = "grid"
+    """Which part of the suite the trial belongs to: ``grid``, or with pruning ``search`` and ``confirm``."""
+    dataset: str
+    model: str
+    augmentation: str
+    seed: int
+    lr: float
+    """Learning rate at the first step."""
+    axes: dict[str, Any] = field(default_factory=dict)
+    """Labels of the axes that have no column of their own, in the suite's order."""
+    status: Status
+    epochs: int = 0
+    """Epochs trained."""
+    best_epoch: int | None = None
+    """The epoch (from 1) whose weights gave ``test_accuracy``: the first best one of ``selection``."""
+    selection: str
+    """The metric that chose ``best_epoch``, e.g. ``val_accuracy``."""
+    validation: str
+    """What the validation images were: ``size 5000``, ``fraction 0.1``, ``split``, or ``test`` (the test images)."""
+    train_loss: float | None = None
+    """Mean loss over the images of ``best_epoch`` as they were trained on (augmented, dropout on), as Keras prints it."""
+    train_accuracy: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    """Share of the test images, 0 to 1, right with the weights of ``best_epoch``."""
+    train_images: int | None = None
+    validation_images: int | None = None
+    test_images: int | None = None
+    parameters: int | None = None
+    error_class: ErrorClass | None = None
+    error: str | None = None
+    """The exception in one line."""
+    traceback: str | None = None
+    settings: str
+    """The resolved settings of the trial as JSON: with the seed, all that is needed to run it again."""
+    schema_version: int = SCHEMA_VERSION
+
+    dataset_fingerprint: str | None = None
+    weights_fingerprint: str | None = None
+    threads: int | None = None
+    workers: int | None = None
+    train_seconds: float | None = measured()
+    """Seconds in training steps alone, without evaluation, summed over the epochs."""
+    wall_seconds: float | None = measured()
+    """Seconds from the trial's start to its row."""
+    images_per_second: float | None = measured()
+    """Training images per second of ``train_seconds``."""
+    device: str | None = measured()
+    host: str | None = measured()
+    started_at: str | None = measured()
+    """UTC, ISO 8601."""
+    raybench_version: str | None = measured()
+    python_version: str | None = measured()
+    torch_version: str | None = measured()
+    torchvision_version: str | None = measured()
+    timm_version: str | None = measured()
+    ray_version: str | None = measured()
+    numpy_version: str | None = measured()
+    git_commit: str | None = measured()
+    """Commit of the directory the suite lies in, where that is a git checkout."""
+    git_dirty: bool | None = measured()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochRow:
+    """One epoch of a trial, in ``epochs/``."""
+
+    trial_id: str
+    epoch: int
+    """From 1."""
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    test_loss: float | None = None
+    """Known for every epoch with ``train.test_every_epoch``, else for the best and the last one."""
+    test_accuracy: float | None = None
+    lr: float
+    """Learning rate at the epoch's last step."""
+    seconds: float = measured(0.0)
+    """Wall seconds of the epoch, evaluation included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Predictions:
+    """The n test images at the selected epoch, in ``predictions/``: one row per image, in the dataset's order."""
+
+    index: np.ndarray
+    """int32 [n]: row of the image in the dataset's test split."""
+    label: np.ndarray
+    """int16 [n]."""
+    logits: np.ndarray
+    """float16 [n, classes]; the prediction is the first largest of a row before it was rounded."""
+    prediction: np.ndarray
+    """int16 [n]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Outcome:
+    """All that one trial leaves behind."""
+
+    row: TrialRow
+    epochs: tuple[EpochRow, ...] = ()
+    predictions: Predictions | None = None
+
+
+def computed(row: TrialRow | EpochRow) -> dict[str, Any]:
+    """Return the fields that the same trial must repeat bit for bit, wherever and whenever it runs."""
+    return {f.name: getattr(row, f.name) for f in fields(row) if not f.metadata.get("measured")}

@@ -1,0 +1,117 @@
+"""What a suite can name: models, augmentations, datasets.
+
+The tables below are the contents page: a name and where its code lives. Nothing heavy is imported until an entry is
+asked for, so that ``raybench plan`` can check every name of a suite without loading torch. Code outside the package
+adds entries with the decorator, from a module that the suite lists under ``imports``:
+
+    from raybench.registry import MODELS
+
+    @MODELS.register("tiny")
+    def tiny(shape, classes, *, width=8): ...
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from raybench.errors import UserError, did_you_mean
+
+Entry = Callable[..., Any]
+
+
+class Registry:
+    """Names of one kind of thing, each with the callable that makes it."""
+
+    def __init__(self, kind: str, builtin: dict[str, str]) -> None:
+        """``builtin`` maps a name to ``"module:attribute"``, imported on first use."""
+        self.kind = kind
+        self._entries: dict[str, Entry | str] = dict(builtin)
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """Decorate a callable to make it known as ``name``. A name that is taken by other code is refused."""
+
+        def add(entry: Entry) -> Entry:
+            taken = self._entries.get(name)
+            if taken is not None and not _same_code(taken, entry):
+                raise UserError(f"{self.kind} {name!r} is registered already: choose another name")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def check(self, name: str) -> None:
+        """Raise `UserError` with a suggestion unless ``name`` is known."""
+        if name not in self._entries:
+            raise UserError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}")
+
+    def get(self, name: str) -> Entry:
+        """Return the callable called ``name``, importing its module if need be."""
+        self.check(name)
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, attribute = entry.split(":")
+            entry = self._entries[name] = getattr(importlib.import_module(module), attribute)
+        return entry
+
+
+def _same_code(taken: Entry | str, entry: Entry) -> bool:
+    """Whether a second registration is the same function again (a module imported twice or reloaded)."""
+    if isinstance(taken, str):
+        return False
+    return (taken.__module__, taken.__qualname__) == (entry.__module__, entry.__qualname__)
+
+
+MODELS = Registry(
+    "model",
+    {
+        "model1": "raybench.models:model1",
+        "model2": "raybench.models:model2",
+        "model3": "raybench.models:model3",
+        "small_cnn": "raybench.models:small_cnn",
+        "mlp": "raybench.models:mlp",
+    },
+)
+"""Builders ``(shape, classes, **options) -> torch.nn.Module``; any timm model is named ``timm:<name>`` instead."""
+
+AUGMENTATIONS = Registry(
+    "augmentation",
+    {
+        "none": "raybench.augment:none",
+        "aug1": "raybench.augment:aug1",
+        "aug2": "raybench.augment:aug2",
+        "shift": "raybench.augment:Shift",
+        "zoom": "raybench.augment:Zoom",
+        "rotation": "raybench.augment:Rotation",
+        "flip": "raybench.augment:Flip",
+        "zca": "raybench.augment:ZCA",
+    },
+)
+"""Callables ``(**parameters)`` that return one part, or a list of specs of parts (a recipe)."""
+
+DATASETS = Registry(
+    "dataset",
+    {
+        "digits": "raybench.data:Digits",
+        "cifar10": "raybench.data:CIFAR10",
+        "cifar100": "raybench.data:CIFAR100",
+        "svhn": "raybench.data:SVHN",
+        "mnist": "raybench.data:MNIST",
+        "fashion_mnist": "raybench.data:FashionMNIST",
+        "imagefolder": "raybench.data:ImageFolder",
+        "parquet": "raybench.data:ParquetImages",
+    },
+)
+"""Classes of `raybench.data.Dataset`: which files it needs, and how they become uint8 arrays."""
+
+
+def check_model_name(name: str) -> None:
+    """Raise `UserError` unless ``name`` is registered or has timm's prefix (timm's own list is asked when it is built)."""
+    if name.startswith("timm:") and len(name) > len("timm:"):
+        return
+    if name not in MODELS.names():
+        raise UserError(f"unknown model {name!r}{did_you_mean(name, [*MODELS.names(), 'timm:<name>'])}")
