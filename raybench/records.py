@@ -21,6 +21,9 @@ FINISHED: tuple[Status, ...] = ("completed", "stopped_early")
 DONE: tuple[Status, ...] = (*FINISHED, "pruned")
 """Not run again by the same command; a failed trial is."""
 
+OWN_COLUMN = ("dataset", "model", "augmentation", "seed", "lr")
+"""Axes that have a column in every suite; the others are `TrialRow.axes`, a column each."""
+
 ErrorClass = Literal["out_of_memory", "diverged", "data", "weights", "crashed", "node_lost", "error"]
 
 

@@ -9,13 +9,14 @@ import importlib
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, Field, ValidationError
 
 from raybench.errors import SuiteError, UserError, did_you_mean
+from raybench.records import TrialRow
 from raybench.registry import AUGMENTATIONS, DATASETS, check_model_name
 from raybench.settings import (
     AugmentationSpec,
@@ -36,8 +37,9 @@ Assignments = dict[str, Any]
 """Dotted path in a trial's settings -> value."""
 
 SECTIONS = ("dataset", "model", "augmentation", "train", "resources")
-SHORT = {"lr": "train.lr", "epochs": "train.epochs", "batch_size": "train.batch_size", "optimizer": "train.optimizer"}
+SHORT = {"lr": "train.lr", "batch_size": "train.batch_size", "optimizer": "train.optimizer"}
 """Axes that are so common that they need no dotted path."""
+RESULT_COLUMNS = frozenset(f.name for f in fields(TrialRow))
 NO_MODEL = ""
 """Stands for the model while only the axes name one."""
 
@@ -153,11 +155,20 @@ def load(path: Path, sets: Sequence[str] = (), *, smoke: bool = False) -> Suite:
     return build(document, Complaints(str(path), root), path.parent, [*sets, *(["train.smoke=true"] if smoke else [])])
 
 
-def build(document: dict[str, Any], complain: Complaints, folder: Path, sets: Sequence[str] = ()) -> Suite:
-    """Check a parsed document and resolve its axes (see `load`)."""
+def build(
+    document: dict[str, Any], complain: Complaints, folder: Path, sets: Sequence[str] = (), *, trusted: bool = False
+) -> Suite:
+    """Check a parsed document and resolve its axes (see `load`).
+
+    A ``trusted`` document was checked when it ran: its modules are not imported and its names not looked up again, so
+    that tables can be made where neither they nor torch are installed.
+    """
     overrides = _apply_sets(document, sets, complain)
     file = _validated(SuiteFile, document, complain)
-    _import_modules(file.imports, folder, complain)
+    if trusted:
+        complain.names = False
+    else:
+        _import_modules(file.imports, folder, complain)
     axes = [
         _axis(name, cast(Role, role), values, complain)
         for role in ("compare", "search", "repeat")
@@ -208,10 +219,9 @@ def _plain_loc(loc: Sequence[Any], document: Any) -> tuple[Any, ...]:
     """Drop what pydantic adds to a location for its unions: keep the keys that the document has, and the last one."""
     plain: list[Any] = []
     for index, part in enumerate(loc):
-        if isinstance(document, Mapping) and part in document:
-            plain.append(part)
-            document = document[part]
-        elif isinstance(document, list) and isinstance(part, int) and part < len(document):
+        if (isinstance(document, Mapping) and part in document) or (
+            isinstance(document, list) and isinstance(part, int) and part < len(document)
+        ):
             plain.append(part)
             document = document[part]
         elif index == len(loc) - 1 and isinstance(document, Mapping) and isinstance(part, str) and part.isidentifier():
@@ -273,6 +283,8 @@ def _check_names(settings: TrialSettings, complain: Complaints, loc: tuple[Any, 
     """Check every registered name of ``settings``; ``loc`` is the axis value to blame, if it is one."""
 
     def check(section: str, call: Any, name: str) -> None:
+        if not complain.names:
+            return
         try:
             call(name)
         except UserError as error:
@@ -387,6 +399,8 @@ def _axis(name: str, role: Role, values: Any, complain: Complaints) -> Axis:
             loc,
             f"unknown axis{did_you_mean(name, known)} (an axis of named overrides is written {{label: {{path: value}}}})",
         )
+    if name in RESULT_COLUMNS:
+        raise complain.at(loc, "is the name of a result column: give the axis another name, such as `variant`")
     for label, content in values.items():
         if not isinstance(content, dict | None):
             raise complain.at((*loc, label), "must be a mapping of overrides, such as {train.epochs: 20}")

@@ -20,6 +20,8 @@ class Complaints:
         self.marks: dict[tuple[Any, ...], tuple[int, int]] = dict(_marks(root)) if root is not None else {}
         self.said_by: dict[tuple[Any, ...], str] = {}
         """Keys that came from ``--set`` and not from the file."""
+        self.names = True
+        """Whether a registered name that is not known is worth a complaint."""
 
     def at(self, loc: Sequence[Any], message: str) -> SuiteError:
         """Return the error for the key at ``loc``, or at its nearest parent that the document has."""

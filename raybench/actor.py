@@ -1,0 +1,238 @@
+"""The worker's side of Ray: what runs inside a Tune trial.
+
+`trainable` makes the Tune trainable. A trial with one process runs TorchTrainer in Ray Train's local mode, in the Tune
+actor itself, which the next trial then uses again. A trial with several runs a TorchTrainer worker group beside the
+actor, and has to be stopped gently (`_WorkerGroup`).
+
+Uses names of Ray that are not public, each marked with "private"; tests/test_schedule.py runs every one of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pickle
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+import torch.distributed
+from ray import train, tune
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put  # private
+from ray.train import ScalingConfig
+from ray.train._internal.session import get_session  # private
+from ray.train.torch import TorchTrainer
+from ray.tune import PlacementGroupFactory
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.trainable.function_trainable import wrap_function  # private
+from ray.util.queue import Empty
+
+from raybench.job import Job
+from raybench.plan import Trial
+from raybench.records import EpochRow, Outcome
+from raybench.settings import Resources
+from raybench.train import World
+from raybench.trial import failed, planned_row
+
+KV = b"raybench"
+STOP_SECONDS = 60
+"""How long a worker group may take to notice that it is to stop: an epoch, usually."""
+
+
+class Fetched(Mapping[str, Any]):
+    """Objects that lie in Ray's object store, fetched when they are looked up; their arrays are shared, not copied."""
+
+    def __init__(self, refs: Mapping[str, ray.ObjectRef]) -> None:
+        self.refs = dict(refs)
+
+    def __getitem__(self, key: str) -> Any:
+        return ray.get(self.refs[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.refs)
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A `Job` whose large parts lie in the object store, and what a process needs before it can run its trials."""
+
+    job: Job
+    """``sources`` and ``statistics`` are `Fetched`; ``trials`` is empty: they are in ``trials``."""
+    trials: Any
+    """A reference to the dict of trials by id."""
+    imports: tuple[str, ...]
+    paths: tuple[str, ...]
+    use_gpu: bool
+    storage: str
+    """Folder for what Ray Train writes about a worker group."""
+
+    def trial(self, trial_id: str) -> Trial:
+        for path in self.paths:
+            if path not in sys.path:
+                sys.path.insert(0, path)
+        for module in self.imports:
+            importlib.import_module(module)
+        return ray.get(self.trials)[trial_id]
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.use_gpu and torch.cuda.is_available() else "cpu"
+
+
+class Stopped(Exception):
+    """The driver asked this worker group to stop."""
+
+
+def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
+    """Return the class that Tune starts: one per kind of trial."""
+    group = _WorkerGroup(share, resources) if resources.workers > 1 else None
+
+    def train_one(config: dict[str, Any]) -> None:
+        trial = share.trial(config["id"])
+        if group is None:
+            _in_this_process(share, trial)
+        else:
+            group.run(trial)
+
+    class RaybenchTrial(wrap_function(train_one, name="raybench")):  # type: ignore[misc]
+        @classmethod
+        def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+            if group is not None:
+                return PlacementGroupFactory([{"CPU": 0.01}])  # the workers bring their own; 0 is refused
+            bundle = {"CPU": resources.cpus, **({"GPU": resources.gpus} if share.use_gpu else {})}
+            return PlacementGroupFactory([bundle])
+
+        def cleanup(self) -> None:
+            if group is not None:
+                group.stop()
+            super().cleanup()
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            if group is not None:
+                group.stop()
+            return super().reset_config(new_config)
+
+    return RaybenchTrial
+
+
+def epoch_metrics(row: EpochRow) -> dict[str, Any]:
+    """Return the report of an epoch: one entry, so that Tune keeps no statistics of its own about it."""
+    return {"epoch": pickle.dumps(row)}
+
+
+def outcome_metrics(outcome: Outcome) -> dict[str, Any]:
+    """Return the last report of a trial: all that it leaves behind."""
+    return {"outcome": pickle.dumps(outcome)}
+
+
+def _in_this_process(share: Share, trial: Trial) -> None:
+    def loop() -> None:
+        outcome = share.job.run(trial, device=share.device, report=lambda row: tune.report(epoch_metrics(row)))
+        tune.report(outcome_metrics(outcome))
+
+    TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0, use_gpu=share.device == "cuda")).fit()
+
+
+class _WorkerGroup:
+    """A trial in several processes.
+
+    Tune stops a trial by abandoning its thread, but this thread waits for other actors: the group would train on and
+    keep its CPUs. So a stop is a key in the cluster's store, which the processes look at after every epoch.
+    """
+
+    def __init__(self, share: Share, resources: Resources) -> None:
+        self.share, self.resources = share, resources
+
+    def run(self, trial: Trial) -> None:
+        """Train ``trial`` to its end; runs in the thread that Tune gives a trial."""
+        tune_id = tune.get_context().get_trial_id()
+        stop_key = f"stop/{tune_id}".encode()
+        _running.update(stop_key=stop_key, ended=threading.Event())
+        per_worker = {"CPU": self.resources.cpus, **({"GPU": self.resources.gpus} if self.share.use_gpu else {})}
+        try:
+            TorchTrainer(
+                _worker_loop(self.share, trial, stop_key),
+                scaling_config=ScalingConfig(
+                    num_workers=self.resources.workers, use_gpu=self.share.use_gpu, resources_per_worker=per_worker
+                ),
+                run_config=train.RunConfig(
+                    name=f"{trial.id}-{tune_id}",  # a folder that exists would be resumed from
+                    storage_path=self.share.storage,
+                    callbacks=[TuneReportCallback()],
+                ),
+            ).fit()
+        except train.WorkerGroupError as error:
+            _, cause = min(error.worker_failures.items())
+            row = failed(planned_row(trial), cause)
+            died = not isinstance(cause, ray.exceptions.RayTaskError) and isinstance(cause, ray.exceptions.RayError)
+            row = dataclasses.replace(row, error_class="crashed") if died else row
+            if isinstance(cause, Failed):
+                row = cause.row()
+            tune.report(outcome_metrics(Outcome(row=row)))
+        finally:
+            _running["ended"].set()
+
+    def stop(self) -> None:
+        """Stop the group, if one runs, and wait until it has let go; called by Tune in the actor's main thread."""
+        if not _running or _running["ended"].is_set():
+            return
+        _internal_kv_put(_running["stop_key"], b"1", namespace=KV)
+        queue = get_session()._inter_actor_queue  # private
+        for _ in range(STOP_SECONDS * 5):
+            if _running["ended"].is_set():
+                return
+            try:
+                # It holds one report, and nobody else reads it now: full, it would block the group.
+                if queue is not None:
+                    queue.get(block=True, timeout=0.2)
+                else:
+                    _running["ended"].wait(0.2)
+            except Empty:
+                pass
+
+
+_running: dict[str, Any] = {}
+"""The worker group of this actor: ``stop_key`` and ``ended``."""
+
+
+class Failed(Exception):
+    """Carries a failed row out of a worker process."""
+
+    def row(self) -> Any:
+        return pickle.loads(self.args[1])
+
+
+def _worker_loop(share: Share, trial: Trial, stop_key: bytes) -> Any:
+    """Return what each process of the group runs."""
+
+    def loop() -> None:
+        share.trial(trial.id)  # imports the user's modules here too
+        context = train.get_context()
+        world = World(context.get_world_rank(), context.get_world_size())
+        device = str(train.torch.get_device())
+
+        def report(row: EpochRow) -> None:
+            train.report(epoch_metrics(row))
+            stop = torch.zeros(1, device=device)
+            if world.rank == 0 and _internal_kv_exists(stop_key, namespace=KV):
+                stop += 1
+            torch.distributed.broadcast(stop, 0)
+            if stop.item():
+                raise Stopped
+
+        try:
+            outcome = share.job.run(trial, device=device, world=world, report=report)
+        except Stopped:
+            return
+        if outcome.row.status == "failed":  # the other processes may be waiting for this one: end them all
+            raise Failed(outcome.row.error, pickle.dumps(outcome.row))
+        train.report(outcome_metrics(outcome) if world.rank == 0 else {})
+
+    return loop

@@ -1,0 +1,331 @@
+"""Augmentation: whole batches on the device that trains, with parameters of its own for every image.
+
+Randomness is kept apart from arithmetic. `Augmentation.draw` asks the trial's random stream once per batch for uniform
+numbers, a row per image, and each part turns its columns of them into shifts, angles, flips. The same numbers give the
+same images, and workers that share a batch can all draw the whole table and keep the rows of their own images.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from raybench.errors import UserError, did_you_mean
+from raybench.registry import AUGMENTATIONS
+from raybench.settings import AugmentationSpec, Named, augmentation_parts
+
+Statistics = Mapping[str, NDArray[np.float32]]
+"""What was learnt from the training images, ready to be cached or sent to other processes."""
+
+
+class Part(ABC):
+    """One step of an augmentation. A registered augmentation returns one of these, or a list of specs: a recipe."""
+
+    draws = 0
+    """Uniform numbers that it needs for each image."""
+
+    @abstractmethod
+    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """Change float images [B, C, H, W] of values 0 to 1 by numbers [B, draws] in [0, 1).
+
+        Nothing may depend on a tensor's value in Python (``.item()``, ``if tensor``): a GPU would wait for its host.
+        """
+
+
+class Geometric(Part):
+    """A part that moves pixels. Neighbours in an augmentation are combined, so that images are resampled only once."""
+
+    @abstractmethod
+    def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the place in the image that each place (x, y) of the result shows.
+
+        Args:
+            x, y: pixels to the right of and below the image's centre, of shapes that broadcast to [B, H, W]
+            uniform: [B, draws]
+            size: height and width of the image in pixels
+        """
+
+    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """Resample bilinearly; beyond its edge an image continues with its border pixels (Keras' ``nearest``)."""
+        height, width = images.shape[2:]
+        x = torch.arange(width, dtype=images.dtype, device=images.device) - (width - 1) / 2
+        y = torch.arange(height, dtype=images.dtype, device=images.device) - (height - 1) / 2
+        x, y = self.source(x[None, None, :], y[None, :, None], uniform, (height, width))
+        # grid_sample counts from the centre too, in units of half an image: from edge to edge, not between the centres
+        # of the outermost pixels (that would be align_corners).
+        grid = images.new_empty(len(images), height, width, 2)
+        grid[..., 0] = x * (2 / width)
+        grid[..., 1] = y * (2 / height)
+        return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+class Combined(Geometric):
+    """Two geometric parts, one after the other, as one."""
+
+    def __init__(self, first: Geometric, second: Geometric) -> None:
+        self.first, self.second = first, second
+        self.draws = first.draws + second.draws
+
+    def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Trace the result back: through the second part to the first part's result, and on to the image."""
+        x, y = self.second.source(x, y, uniform[:, self.first.draws :], size)
+        return self.first.source(x, y, uniform[:, : self.first.draws], size)
+
+
+class Shift(Geometric):
+    """Move by up to the fraction ``x`` of the width and ``y`` (as ``x`` if not given) of the height, either way."""
+
+    draws = 2
+
+    def __init__(self, x: float = 0.1, y: float | None = None) -> None:
+        self.x = _number("x", x, 0, 1)
+        self.y = self.x if y is None else _number("y", y, 0, 1)
+
+    def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        height, width = size
+        right, down = _signed(uniform)
+        return x + self.x * width * right, y + self.y * height * down
+
+
+class Zoom(Geometric):
+    """Show between 1 - ``range`` and 1 + ``range`` of the image, drawn for x and for y on their own as Keras does."""
+
+    draws = 2
+
+    def __init__(self, range: float = 0.1) -> None:
+        self.range = _number("range", range, 0, 1)
+
+    def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        wider, higher = _signed(uniform)
+        return x * (1 + self.range * wider), y * (1 + self.range * higher)
+
+
+class Rotation(Geometric):
+    """Turn about the image's centre by up to ``degrees``, either way."""
+
+    draws = 1
+
+    def __init__(self, degrees: float = 10.0) -> None:
+        self.radians = math.radians(_number("degrees", degrees, 0, 180))
+
+    def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        (turn,) = _signed(uniform)
+        cos, sin = torch.cos(self.radians * turn), torch.sin(self.radians * turn)
+        return cos * x - sin * y, sin * x + cos * y
+
+
+class Flip(Part):
+    """Mirror left to right, and top to bottom, with these probabilities."""
+
+    draws = 2
+
+    def __init__(self, horizontal: float = 0.5, vertical: float = 0.0) -> None:
+        self.horizontal = _number("horizontal", horizontal, 0, 1)
+        self.vertical = _number("vertical", vertical, 0, 1)
+
+    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
+        horizontal, vertical = uniform[:, :, None, None, None].unbind(1)
+        images = torch.where(horizontal < self.horizontal, images.flip(3), images)
+        return torch.where(vertical < self.vertical, images.flip(2), images)
+
+
+class ZCA(Part):
+    """Whiten images with the statistics of the training images, in training and evaluation alike.
+
+    As Keras' ImageDataGenerator(zca_whitening=True) does with images of values 0 to 1: subtract each channel's mean,
+    then multiply the flattened image by U diag(1 / sqrt(s + eps)) U^T, where U diag(s) U^T is the covariance of the
+    training images. Flattened here means by row, column, channel.
+    """
+
+    largest = 64 * 64 * 3
+    """Numbers per image; the matrix holds the square of this."""
+
+    def __init__(self, eps: float = 1e-6) -> None:
+        self.eps = _number("eps", eps, 1e-12, 1)
+
+    @property
+    def key(self) -> str:
+        return f"zca-{self.eps!r}"
+
+    def fit(self, images: NDArray[np.uint8]) -> Statistics:
+        if images[0].size > self.largest:
+            height, width, channels = images.shape[1:]
+            raise UserError(f"zca is for images of at most 64x64x3 numbers, not {height}x{width}x{channels}")
+        mean, covariance = _moments(images)
+        with _one_thread():  # with several, the last bits of the result depend on how many
+            scales, axes = torch.linalg.eigh(covariance)
+            matrix = (axes / (scales.clamp(min=0) + self.eps).sqrt()) @ axes.T
+        return {"zca_mean": mean.float().numpy(), "zca_matrix": matrix.float().numpy()}
+
+    def load(self, statistics: Statistics, device: torch.device | str) -> None:
+        self.mean = torch.tensor(statistics["zca_mean"], device=device)
+        self.matrix = torch.tensor(statistics["zca_matrix"], device=device)
+
+    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
+        batch, channels, height, width = images.shape
+        rows = (images.permute(0, 2, 3, 1) - self.mean).flatten(1)
+        with torch.autocast(images.device.type, enabled=False):  # the matrix needs all digits of float32
+            rows = rows @ self.matrix
+        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Augmentation:
+    """Parts in the order they are applied."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self._steps = _combine(parts)
+        self.draws = sum(part.draws for part in parts)
+        whitening = [part for part in parts if isinstance(part, ZCA)]
+        if len(whitening) > 1:
+            raise UserError("an augmentation can whiten only once: it has zca twice")
+        self._zca = whitening[0] if whitening else None
+
+    @property
+    def key(self) -> str | None:
+        """What `fit` learns, as a name that a cache can use; None when there is nothing to learn."""
+        return self._zca.key if self._zca else None
+
+    def fit(self, images: NDArray[np.uint8]) -> Statistics:
+        """Learn from the training images [N, H, W, C]: the same result on any number of threads.
+
+        For 50,000 images of 32x32x3 it takes half a minute of two cores. Raise `UserError` for large images.
+        """
+        return self._zca.fit(images) if self._zca else {}
+
+    def load(self, statistics: Statistics, device: torch.device | str) -> None:
+        """Take over what `fit` returned; needed before `train` and `evaluate`."""
+        if self._zca:
+            self._zca.load(statistics, device)
+
+    def draw(self, images: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """Draw the uniform numbers for a batch: a row per image, from one call on the random stream."""
+        return torch.rand(images, self.draws, generator=generator, device=device)
+
+    def train(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """Augment float images [B, C, H, W] of values 0 to 1 by the numbers that `draw` gave them.
+
+        The memory format stays. Whitening on a GPU wants TF32 off, as it is by default.
+        """
+        given = (
+            torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        )
+        used = 0
+        for step in self._steps:
+            images = step.apply(images, uniform[:, used : used + step.draws])
+            used += step.draws
+        return images.contiguous(memory_format=given)
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """Prepare images as `train` does, without what is random."""
+        return self._zca.apply(images, images.new_empty(len(images), 0)) if self._zca else images
+
+
+def build(spec: AugmentationSpec) -> Augmentation:
+    """Make the augmentation that a suite describes. Raise `UserError` for a wrong name, option or value."""
+    return Augmentation(list(_parts(spec)))
+
+
+def none() -> list[Any]:
+    """Images as they are."""
+    return []
+
+
+def aug1() -> list[Any]:
+    """Approach 1 of report 000, in the order in which Keras' ImageDataGenerator applies it."""
+    return [{"rotation": 20}, {"shift": 0.2}, {"zoom": 0.2}, {"zca": 1e-6}]
+
+
+def aug2() -> list[Any]:
+    """Approach 2 of report 000, in the order in which Keras' ImageDataGenerator applies it."""
+    return [{"shift": 0.1}, {"zoom": 0.1}, {"flip": {"horizontal": 0.5, "vertical": 0.5}}]
+
+
+def _parts(spec: AugmentationSpec) -> Iterator[Part]:
+    """Make each part that is named, and the parts of each recipe."""
+    for named in spec:
+        made = _make(named)
+        if isinstance(made, Part):
+            yield made
+        else:
+            yield from _parts([Named.model_validate(part) for part in augmentation_parts(made)])
+
+
+def _make(named: Named) -> Any:
+    """Call a registered augmentation with the options given; a bare value is its first parameter."""
+    entry = AUGMENTATIONS.get(named.name)
+    parameters = inspect.signature(entry).parameters
+    options = named.options
+    main = next(iter(parameters), None)
+    if "value" in options and main and main not in options:
+        options[main] = options.pop("value")
+    for option in options:
+        if option not in parameters:
+            raise UserError(f"augmentation {named.name!r} has no option {option!r}{did_you_mean(option, parameters)}")
+    try:
+        return entry(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"augmentation {named.name!r}: {error}") from error
+
+
+def _combine(parts: list[Part]) -> list[Part]:
+    """Put geometric parts that follow one another together."""
+    steps: list[Part] = []
+    for part in parts:
+        last = steps[-1] if steps else None
+        if isinstance(part, Geometric) and isinstance(last, Geometric):
+            steps[-1] = Combined(last, part)
+        else:
+            steps.append(part)
+    return steps
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low} to {high}, not {value!r}")
+    return float(value)
+
+
+def _signed(uniform: Tensor) -> tuple[Tensor, ...]:
+    """Stretch each column of [B, draws] from [0, 1) to [-1, 1), as [B, 1, 1] for use with coordinates."""
+    return (2 * uniform - 1)[:, :, None, None].unbind(1)
+
+
+def _moments(images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Return mean [C] and covariance [D, D] about it of uint8 images [N, H, W, C], scaled to 0..1, in float64.
+
+    The sums are of whole numbers from -128 to 127, and over 1024 images their products stay within 2**24, up to which
+    float32 is exact: the fast matrix product loses nothing, and the order of summation does not matter.
+    """
+    count, channels, size = len(images), images.shape[3], images[0].size
+    total = torch.zeros(size, dtype=torch.float64)
+    products = torch.zeros(size, size, dtype=torch.float64)
+    for start in range(0, count, 1024):
+        rows = torch.from_numpy(images[start : start + 1024].reshape(-1, size).astype(np.float32)) - 128
+        total += rows.sum(0)
+        products += rows.T @ rows
+    average = total / count
+    mean = average.view(-1, channels).mean(0)
+    centre = mean.repeat(size // channels)
+    cross = torch.outer(average, centre)
+    covariance = products / count - cross - cross.T + torch.outer(centre, centre)
+    return (mean + 128) / 255, covariance / 255**2
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

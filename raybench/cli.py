@@ -1,0 +1,420 @@
+"""The command line. Each command imports what it needs inside itself, so that help and plans come at once.
+
+stdout carries tables and JSON only; progress, notes and errors go to stderr. Exit status: 0 every trial has a finished
+row, 1 some failed, 2 a usage or suite error, 130 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from raybench import __version__
+from raybench.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raybench.plan import Trial
+    from raybench.suite import Suite
+    from raybench.summarize import Table
+
+FORMATS = ["table", "markdown", "latex", "csv", "json"]
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+click.rich_click.TEXT_MARKUP = "rich"
+click.rich_click.SHOW_ARGUMENTS = True
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="raybench")
+def app() -> None:
+    """Fair benchmark tables for image classifiers, from a suite file, on Ray.
+
+    Start with [bold]raybench run suites/quickstart.yaml[/bold]: it needs no download and ends with a table.
+    """
+
+
+def main() -> None:
+    """Run the command line; every `UserError` is one line on stderr and exit status 2."""
+    try:
+        status = app.main(standalone_mode=False)
+    except UserError as error:
+        print(f"raybench: {error}", file=sys.stderr)
+        status = EXIT_USAGE
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print("raybench: interrupted; the same command again goes on where this one stopped", file=sys.stderr)
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:  # `raybench ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What several commands share
+
+Command = Callable[..., Any]
+
+
+def suite_options(command: Command) -> Command:
+    """Add the options that choose a suite's trials."""
+    for option in reversed(
+        [
+            click.option(
+                "--set",
+                "sets",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Override a key, e.g. `train.epochs=2`. Repeatable.",
+            ),
+            click.option(
+                "--only",
+                multiple=True,
+                metavar="AXIS=VALUE",
+                help="Only these values of an axis, e.g. `seed=0`. Repeatable.",
+            ),
+            click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N trials."),
+            click.option(
+                "--smoke",
+                is_flag=True,
+                help="One epoch of two batches per trial, into results of its own: does it all run?",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+results_option = click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    envvar="RAYBENCH_RESULTS",
+    help="Folder that holds a folder per suite.",
+)
+data_option = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    envvar="RAYBENCH_DATA",
+    help="Where the images lie, or are downloaded to.",
+)
+suite_argument = click.argument("suite", metavar="SUITE", shell_complete=lambda *_: _suite_names())
+
+
+def _suite_names() -> list[str]:
+    from raybench.suite import shipped_suites
+
+    return list(shipped_suites())
+
+
+def _load(
+    name: str, sets: tuple[str, ...], only: tuple[str, ...], limit: int | None, smoke: bool
+) -> tuple[Suite, list[Trial]]:
+    from raybench.plan import expand
+    from raybench.suite import find_suite, load
+
+    suite = load(find_suite(name), sets, smoke=smoke)
+    return suite, expand(suite, _only(only), limit)
+
+
+def _only(words: tuple[str, ...]) -> dict[str, list[str]]:
+    only: dict[str, list[str]] = {}
+    for word in words:
+        axis, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--only {word}: must be axis=value, e.g. seed=0")
+        only.setdefault(axis.strip(), []).append(value.strip())
+    return only
+
+
+def _console() -> Console:
+    """Return the console for everything that is not the result."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _show(table: Table, format: str) -> None:
+    """Print a table to stdout."""
+    from rich.console import Console
+
+    from raybench import summarize
+
+    if format == "table":
+        summarize.show(table, Console())
+    else:
+        print(summarize.render(table, format), end="")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+@app.command()
+@suite_argument
+@suite_options
+@results_option
+@data_option
+@click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
+    help="`local` starts Ray on this machine; `auto` joins the cluster this machine is part of; or host:port of a head.",
+)
+@click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="At most N trials at once.")
+@click.option(
+    "--format", type=click.Choice(FORMATS), default="table", show_default=True, help="Of the table at the end."
+)
+@click.option("--verbose", is_flag=True, help="Show Ray Tune's own output too.")
+def run(
+    suite: str,
+    sets: tuple[str, ...],
+    only: tuple[str, ...],
+    limit: int | None,
+    smoke: bool,
+    results: Path,
+    data_dir: Path,
+    address: str,
+    max_concurrent: int | None,
+    format: str,
+    verbose: bool,
+) -> int:
+    """Run a suite's missing trials, and print its table.
+
+    SUITE is a file, or the name of a suite that ships with raybench ([bold]raybench list suites[/bold]). Trials that
+    have a finished row are not run again: after an interruption, the same command goes on.
+    """
+    from raybench.run import Options, run_missing
+    from raybench.store import Store
+    from raybench.summarize import summarize as make_table
+
+    loaded, trials = _load(suite, sets, only, limit, smoke)
+    console = _console()
+    store = Store(results, loaded)
+    store.open({"document": loaded.document, "source": loaded.source, "sets": sets, "only": only, "limit": limit})
+    try:
+        options = Options(data_dir=data_dir, address=address, max_concurrent=max_concurrent, verbose=verbose)
+        finished = run_missing(loaded, trials, store, options, console)
+        rows, _ = store.read()
+    except OSError as error:
+        raise UserError(f"{store.folder}: {error.strerror or error}: rows stored so far are whole; run again") from None
+    finally:
+        store.close()
+    _show(make_table(rows, loaded, trials), format)
+    console.print(f"rows in {store.folder}/trials, curves in epochs, predictions in predictions")
+    stored = rows[rows["trial_id"].isin([trial.id for trial in trials])]
+    failed = int((stored["status"] == "failed").sum())
+    if not finished:
+        left = len(trials) - len(stored) + failed
+        console.print(f"interrupted, {left} trials to go: the same command goes on from here", style="yellow")
+        return EXIT_INTERRUPTED
+    if failed:
+        console.print(f"{failed} trials failed: the same command tries them again", style="red")
+        return EXIT_FAILED
+    return 0
+
+
+@app.command()
+@suite_argument
+@suite_options
+@results_option
+@click.option("--json", "as_json", is_flag=True, help="Print every trial as JSON instead.")
+def plan(
+    suite: str,
+    sets: tuple[str, ...],
+    only: tuple[str, ...],
+    limit: int | None,
+    smoke: bool,
+    results: Path,
+    as_json: bool,
+) -> None:
+    """Show what a suite would run: cells, trials, resources, and what is done already. Nothing is trained."""
+    from raybench import plan as planning
+    from raybench.stats import smallest_difference
+    from raybench.store import Store
+
+    loaded, trials = _load(suite, sets, only, limit, smoke)
+    done, damaged = Store(results, loaded).done()
+    console = _console()
+    for line in damaged:
+        console.print(line, style="yellow", soft_wrap=True)
+    if as_json:
+        listed = [
+            {"trial_id": t.id, "labels": t.labels, "status": done.get(t.id, "to run"), "settings": t.settings}
+            for t in trials
+        ]
+        print(json.dumps(listed, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    grid = Grid(title=f"{loaded.name}: {loaded.about}", title_justify="left", box=None, header_style="bold")
+    axes = [*loaded.names("compare"), *loaded.names("search")]
+    for axis in axes:
+        grid.add_column(axis)
+    grid.add_column("seeds", justify="right")
+    grid.add_column("done", justify="right")
+    grid.add_column("left", justify="right")
+    for cell, point, members in planning.cells(trials):
+        ended = sum(trial.id in done for trial in members)
+        grid.add_row(*map(str, (*cell, *point)), str(len(members)), str(ended), str(len(members) - ended))
+    out = Console(highlight=False)
+    out.print(grid)
+    left = sum(trial.id not in done for trial in trials)
+    needs = trials[0].typed().resources if trials else None
+    out.print(f"{len(trials)} trials ({planning.sizes(loaded)}), {len(trials) - left} done, {left} to run")
+    if needs is not None:
+        out.print(
+            f"each: {needs.workers} process(es) of {needs.cpus} CPUs and {needs.gpus:g} GPUs; at most"
+            f" {trials[0].settings['train']['epochs']} epochs"
+        )
+    seeds = len({trial.seed for trial in trials})
+    if seeds < 2:
+        out.print("1 seed can show no difference between cells: its spread is not known")
+    else:
+        out.print(
+            f"{seeds} seeds can show a difference of {smallest_difference(seeds):.1f} standard deviations or more"
+            " between two cells (t test, 95 %)"
+        )
+
+
+@app.command()
+@click.argument("suites", metavar="SUITE...", nargs=-1, required=True)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key. Repeatable.")
+def validate(suites: tuple[str, ...], sets: tuple[str, ...]) -> int:
+    """Check suite files to the last key: names, options of models and augmentations, axes, number of trials."""
+    from raybench.plan import expand
+    from raybench.suite import find_suite, load
+
+    problems = 0
+    for name in suites:
+        try:
+            suite = load(find_suite(name), sets)
+            trials = expand(suite)
+            from raybench.job import check_options
+
+            check_options(suite, trials)
+            print(f"{name}: ok, {len(trials)} trials")
+        except UserError as error:
+            print(f"raybench: {error}", file=sys.stderr)
+            problems += 1
+    return EXIT_USAGE if problems else 0
+
+
+@app.command()
+@click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: _suite_names())
+@results_option
+@click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
+def summarize(suite: str, results: Path, format: str) -> None:
+    """Print the table of what a suite's last run stored: n, mean, std, min, max and epochs per cell.
+
+    Give a suite (its folder below --results is read) or a folder of results. Neither torch nor Ray is needed.
+    """
+    from raybench.plan import expand
+    from raybench.store import Store, read_snapshot
+    from raybench.suite import build, find_suite, load
+    from raybench.summarize import summarize as make_table
+    from raybench.yamlfile import Complaints
+
+    folder = Path(suite)
+    if not folder.is_dir():
+        folder = results / (suite if (results / suite).is_dir() else load(find_suite(suite)).name)
+    snapshot = read_snapshot(folder)
+    loaded = build(snapshot["document"], Complaints(snapshot["source"], None), Path(), snapshot["sets"], trusted=True)
+    trials = expand(loaded, _only(tuple(snapshot["only"])), snapshot["limit"])
+    rows, damaged = Store(folder.parent, loaded).read()
+    for line in damaged:
+        _console().print(line, style="yellow", soft_wrap=True)
+    _show(make_table(rows, loaded, trials), format)
+
+
+@app.command("list")
+@click.argument("kind", type=click.Choice(["models", "augmentations", "datasets", "suites"]))
+@click.option("--filter", "pattern", metavar="GLOB", help="For models: also timm's whose name matches, e.g. `resnet*`.")
+def list_(kind: str, pattern: str | None) -> None:
+    """List what a suite can name."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    from raybench import registry
+
+    grid = Grid(box=None, header_style="bold", pad_edge=False)
+    if kind == "suites":
+        from raybench.plan import count
+        from raybench.suite import load, shipped_suites
+
+        for column in ("suite", "trials", "about"):
+            grid.add_column(column, justify="right" if column == "trials" else "left")
+        for name, path in shipped_suites().items():
+            suite = load(path)
+            grid.add_row(name, str(suite.trials or count(suite)), suite.about)
+    else:
+        entries = {"models": registry.MODELS, "augmentations": registry.AUGMENTATIONS, "datasets": registry.DATASETS}[
+            kind
+        ]
+        grid.add_column(kind[:-1])
+        grid.add_column("what it is")
+        for name in entries.names():
+            grid.add_row(name, (entries.get(name).__doc__ or "").strip().splitlines()[0])
+        if kind == "models":
+            if pattern:
+                import timm
+
+                for name in timm.list_models(pattern):
+                    grid.add_row(f"timm:{name}", "")
+            else:
+                grid.add_row("timm:<name>", "Any model of timm; `--filter 'resnet*'` lists them.")
+    Console(highlight=False).print(grid)
+
+
+@app.command()
+@data_option
+def doctor(data_dir: Path) -> None:
+    """Say what is installed and found: versions, devices, Ray, data."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    from raybench.doctor import findings
+
+    grid = Grid(box=None, show_header=False, pad_edge=False)
+    for what, found in findings(data_dir):
+        grid.add_row(what, found)
+    Console(highlight=False).print(grid)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of suite files, for editors."""
+    from raybench.suite import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+@app.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the line that switches on completion: put it into your shell's start-up file."""
+    if shell == "fish":
+        print("_RAYBENCH_COMPLETE=fish_source raybench | source")
+    else:
+        print(f'eval "$(_RAYBENCH_COMPLETE={shell}_source raybench)"')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""All that a sweep's trials need besides their own settings, gathered once, on the driver, before Ray is asked.
+
+job = prepare(suite, trials, data_dir)
+outcome = job.run(trial)                  # in this process; raybench.schedule runs the same on a cluster
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from raybench import augment, models
+from raybench.data import Source, TrialData, load, trial_data
+from raybench.errors import SuiteError, UserError
+from raybench.plan import Trial
+from raybench.records import Outcome
+from raybench.settings import DatasetSettings, TrialSettings
+from raybench.suite import Suite
+from raybench.train import Report, Statistics, World
+from raybench.trial import fit_augmentation, run_trial
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The shared, read-only part of a sweep."""
+
+    trials: dict[str, Trial]
+    """By id."""
+    sources: dict[str, Source]
+    """By `source_key`."""
+    statistics: dict[str, Statistics]
+    """By `statistics_key`: what augmentations fitted on training images."""
+    provenance: dict[str, Any]
+
+    def run(
+        self, trial: Trial, *, device: str = "cpu", world: World | None = None, report: Report | None = None
+    ) -> Outcome:
+        """Train one trial in this process (see `raybench.trial.run_trial`)."""
+        settings = trial.typed()
+        return run_trial(
+            trial,
+            divided(self.sources[source_key(settings)], settings.dataset),
+            device=device,
+            world=world or World(),
+            report=report,
+            statistics=self.statistics[statistics_key(settings)],
+            provenance=self.provenance,
+        )
+
+
+def source_key(settings: TrialSettings) -> str:
+    """Name the arrays that a trial reads; trials that divide the same images differently share them."""
+    dataset = settings.dataset
+    return json.dumps([dataset.name, dataset.folder, dataset.image_size])
+
+
+def statistics_key(settings: TrialSettings) -> str:
+    """Name what a trial's augmentation fits and the images it fits that on."""
+    key = augment.build(settings.augmentation).key
+    return "" if key is None else f"{settings.dataset.model_dump_json()} {key}"
+
+
+@cache
+def _divided(fingerprint: str, settings_json: str) -> dict[str, TrialData]:
+    """A box for `divided`, so that a division is drawn once per process and not once per trial."""
+    return {}
+
+
+def divided(source: Source, settings: DatasetSettings) -> TrialData:
+    """Return ``source`` as a trial with these settings sees it."""
+    box = _divided(source.fingerprint, settings.model_dump_json())
+    if "data" not in box:
+        box["data"] = trial_data(source, settings)
+    return box["data"]
+
+
+def prepare(
+    suite: Suite, trials: Sequence[Trial], data_dir: Path, say: Callable[[str], None] = lambda line: None
+) -> Job:
+    """Load the images, check every model and augmentation on their shape, and fit what must be fitted.
+
+    Raises:
+        UserError: for anything that would make a trial fail before its first step, before a cluster is asked.
+    """
+    sources: dict[str, Source] = {}
+    statistics: dict[str, Statistics] = {"": {}}
+    checked: set[str] = set()
+    for trial in trials:
+        # Trials that differ in their seed share the settings object, and need one look.
+        distinct = json.dumps({**trial.settings, "train": None}, sort_keys=True)
+        if distinct in checked:
+            continue
+        checked.add(distinct)
+        settings = trial.typed()
+        key = source_key(settings)
+        if key not in sources:
+            say(f"reading {settings.dataset.name}")
+            sources[key] = load(settings.dataset, data_dir)
+        data = divided(sources[key], settings.dataset)
+        check(settings, data.shape, len(data.classes), suite.source)
+        fitted = statistics_key(settings)
+        if fitted not in statistics:
+            say(f"fitting {augment.build(settings.augmentation).key} on {len(data.train()):,} training images")
+            statistics[fitted] = fit_augmentation(settings, data)
+    return Job({trial.id: trial for trial in trials}, sources, statistics, git_state(suite.folder))
+
+
+def check(settings: TrialSettings, shape: tuple[int, int, int], classes: int, source: str) -> None:
+    """Build the augmentation, and the model on no data, so that wrong options are found without training.
+
+    Args:
+        shape: (channels, height, width) of the images.
+        source: the suite file, for the message.
+    """
+    try:
+        augment.build(settings.augmentation)
+        models.check(settings.model, shape, classes)
+    except UserError as error:
+        raise SuiteError(f"{source}: {error}") from None
+
+
+def check_options(suite: Suite, trials: Sequence[Trial]) -> None:
+    """Check the options of every model and augmentation of ``trials`` without the images.
+
+    Where a dataset does not say the shape of its images, the model's options are checked on a usual one.
+
+    Raises:
+        SuiteError: for the first that cannot be built.
+    """
+    checked: set[str] = set()
+    for trial in trials:
+        settings = trial.typed()
+        distinct = f"{settings.dataset.name} {settings.dataset.image_size} {settings.model} {settings.augmentation}"
+        if distinct not in checked:
+            checked.add(distinct)
+            side = settings.dataset.image_size or 32
+            check(settings, (3, side, side), 10, suite.source)
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Return the commit of the checkout that ``folder`` lies in, and whether tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder or "."), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):  # no git, or no checkout: a row without a commit is no error
+        return {}

@@ -1,0 +1,143 @@
+"""What a person sees while a sweep runs: one live table on a terminal, a line per finished trial anywhere else.
+
+Everything goes to stderr; stdout is for tables.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from raybench.plan import Trial
+from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
+
+
+@dataclass(slots=True)
+class Running:
+    """A trial between its start and its end."""
+
+    trial: Trial
+    since: float = field(default_factory=time.monotonic)
+    last: EpochRow | None = None
+
+
+class Watch:
+    """Follows a sweep and shows it. Use it as a context, so that the terminal is given back whatever happens."""
+
+    def __init__(self, console: Console, planned: int, done: int, slots: int) -> None:
+        """``planned`` trials in all, ``done`` of them stored before this run began."""
+        self.console, self.planned, self.done, self.slots = console, planned, done, slots
+        self.begun = time.monotonic()
+        self.ended_now = 0
+        self.failures: list[TrialRow] = []
+        self.best: TrialRow | None = None
+        self.running: dict[str, Running] = {}
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("trials", total=planned, completed=done, rate="", left="?")
+        self._live = Live(
+            get_renderable=self._view, console=console, refresh_per_second=4, transient=True, redirect_stdout=False
+        )
+
+    def __enter__(self) -> Watch:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    # -- told by the scheduler ----------------------------------------------------------------------------------------
+
+    def started(self, trial: Trial) -> None:
+        self.running[trial.id] = Running(trial)
+
+    def epoch(self, trial: Trial, row: EpochRow) -> None:
+        self.running.setdefault(trial.id, Running(trial)).last = row
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        row = outcome.row
+        self.running.pop(trial.id, None)
+        self.ended_now += 1
+        if row.status == "failed":
+            self.failures.append(row)
+        elif row.status in FINISHED and (self.best is None or _accuracy(row) > _accuracy(self.best)):
+            self.best = row
+        self._bar.update(self._task, completed=self.done + self.ended_now, rate=self._rate(), left=self._left())
+        if not self.console.is_terminal:
+            self.console.print(self._line(trial, row), highlight=False, soft_wrap=True)
+
+    # -- what it looks like -------------------------------------------------------------------------------------------
+
+    def _rate(self) -> str:
+        per_minute = 60 * self.ended_now / (time.monotonic() - self.begun)
+        return f"{per_minute:.1f}/min"
+
+    def _left(self) -> str:
+        """Time left, from the trials that ended since this run began."""
+        open_trials = self.planned - self.done - self.ended_now
+        return _duration(open_trials * (time.monotonic() - self.begun) / self.ended_now) if self.ended_now else "?"
+
+    def _line(self, trial: Trial, row: TrialRow) -> Text:
+        width = len(str(self.planned))
+        line = Text(f"[{self.done + self.ended_now:{width}}/{self.planned}] {trial.name}: ")
+        if row.status == "failed":
+            return line.append(f"failed ({row.error_class}): {row.error}", "red")
+        line.append(f"{row.status.replace('_', ' ')} after epoch {row.epochs}, best {row.best_epoch}")
+        line.append(f", val {row.val_accuracy:.4f}, test {row.test_accuracy:.4f}")
+        return line.append(f", {_duration(row.wall_seconds or 0)}, left {self._left()}")
+
+    def _view(self) -> RenderableType:
+        table = Table(box=None, expand=True, pad_edge=False, header_style="bold")
+        table.add_column(f"running {len(self.running)} of {self.slots}", ratio=1, no_wrap=True, overflow="ellipsis")
+        for name in ("epoch", "train acc", "val acc", "for"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for running in list(self.running.values())[: max(3, self.console.height - 8)]:
+            last = running.last
+            planned = running.trial.settings["train"]["epochs"]
+            table.add_row(
+                running.trial.name,
+                f"{last.epoch}/{planned}" if last else "starting",
+                f"{last.train_accuracy:.4f}" if last else "",
+                f"{last.val_accuracy:.4f}" if last else "",
+                _duration(time.monotonic() - running.since),
+            )
+        lines: list[RenderableType] = [self._bar, table]
+        if self.best is not None:
+            name = "/".join([self.best.model, self.best.augmentation, f"{self.best.lr:g}", f"s{self.best.seed}"])
+            lines.append(Text(f"best test accuracy so far {_accuracy(self.best):.4f}  {name}", "green"))
+        if self.failures:
+            last_row = self.failures[-1]
+            lines.append(
+                Text(
+                    f"{len(self.failures)} failed, last ({last_row.error_class}): {last_row.error}", "red", no_wrap=True
+                )
+            )
+        return Group(*lines)
+
+
+def _accuracy(row: TrialRow) -> float:
+    return -1.0 if row.test_accuracy is None else row.test_accuracy
+
+
+def _duration(seconds: float) -> str:
+    """Return ``4.2 s``, ``3:05`` or ``2:03:05``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

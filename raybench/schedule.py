@@ -1,0 +1,346 @@
+"""The driver's side of Ray: a cluster, a sweep of trials on it, and what becomes of each.
+
+Ray Tune starts one Tune trial for every trial; `raybench.actor` is what runs inside. All that comes out of a trial
+travels to the driver in its reports, and the driver alone writes. Tune's own records are not used: what is finished is
+what the store says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import tempfile
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+# Read by Ray when it is imported or when fit() starts.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.update(
+    RAY_AIR_NEW_OUTPUT="0",  # its progress tables go to stdout, which is for ours
+    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # five files per trial
+    TUNE_GLOBAL_CHECKPOINT_S="86400",  # its state is never read
+    TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
+    TUNE_DISABLE_SIGINT_HANDLER="1",  # ours is `_stop_gently`
+    TUNE_PRINT_ALL_TRIAL_ERRORS="0",  # they become rows
+)
+
+import ray
+from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from raybench.actor import Fetched, Share, trainable
+from raybench.errors import UserError
+from raybench.job import Job
+from raybench.plan import Trial
+from raybench.records import EpochRow, ErrorClass, Outcome
+from raybench.settings import Resources
+from raybench.trial import planned_row
+
+ACTOR_ENVIRONMENT = {
+    # Otherwise glibc gives the memory of every batch back and fetches it again: 1.2x in a step of a small network.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    # A trial that is stopped may need a while to leave its step. After Tune's 2 s its actor would be given up, and the
+    # next, innocent trial with it.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+}
+ATTEMPTS = 3
+"""How often a trial is started that goes down together with the whole sweep, as when a node runs out of memory."""
+
+
+class Listener(Protocol):
+    """Who is told of every step of a sweep."""
+
+    def started(self, trial: Trial) -> None: ...
+    def epoch(self, trial: Trial, row: EpochRow) -> None: ...
+    def ended(self, trial: Trial, outcome: Outcome) -> None: ...
+
+
+class Interrupted(Exception):
+    """The user asked to stop. Every trial that had ended was told to the listener."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What was connected to."""
+
+    cpus: int
+    gpus: int
+    nodes: int
+    dashboard: str | None
+
+    def slots(self, resources: Resources) -> int:
+        """Return how many trials with these needs fit at once."""
+        by_cpu = self.cpus // (resources.cpus * resources.workers)
+        if not (resources.gpus and self.gpus):
+            return by_cpu
+        return min(by_cpu, int(self.gpus / (resources.gpus * resources.workers) + 1e-9))
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Cluster]:
+    """Start a cluster on this machine (``local``) or join one (``auto``, ``host:port``), for the ``with`` block.
+
+    Raises:
+        UserError: if there is no cluster at ``address``.
+    """
+    if address.startswith("ray://"):
+        raise UserError(f"--address {address}: Ray Client is not supported: use `auto` on the head, or host:6379")
+    if address != "local" and "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_MODE"] = "token"  # Ray does so for `auto` only; host:port would hang
+    try:
+        context = ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": ACTOR_ENVIRONMENT},
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--address {address}: no Ray cluster answers there: {reason}") from None
+    try:
+        total = ray.cluster_resources()
+        yield Cluster(
+            cpus=int(total.get("CPU", 0)),
+            gpus=int(total.get("GPU", 0)),
+            nodes=sum(node["Alive"] for node in ray.nodes()),
+            dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
+        )
+    finally:
+        ray.shutdown()
+
+
+def run(
+    job: Job,
+    todo: Sequence[Trial],
+    listener: Listener,
+    cluster: Cluster,
+    *,
+    max_concurrent: int | None = None,
+    imports: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    verbose: bool = False,
+) -> None:
+    """Run the trials of ``todo`` in their order, as many at once as fit, telling ``listener`` of every step.
+
+    Every trial ends with one `Listener.ended`; one that took its process down ends as a failed row.
+
+    Args:
+        imports: modules that register the suite's names, imported first in every process, from ``paths`` or installed.
+        verbose: let Ray Tune print its own reports.
+
+    Raises:
+        UserError: if a trial asks for more than the cluster has.
+        Interrupted: after Ctrl-C or SIGTERM, once the running trials have let go.
+    """
+    if verbose:
+        os.environ.update(RAY_AIR_NEW_OUTPUT="1", TUNE_PRINT_ALL_TRIAL_ERRORS="1")
+    else:
+        for name in ("ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    kinds: dict[Resources, list[Trial]] = {}
+    for trial in todo:
+        kinds.setdefault(trial.typed().resources, []).append(trial)
+    slots = {resources: _slots(cluster, resources, max_concurrent) for resources in kinds}
+    with tempfile.TemporaryDirectory(prefix="raybench-") as storage, _stop_gently() as interrupted:
+        for resources, trials in kinds.items():
+            share = Share(
+                job=replace(
+                    job,
+                    trials={},
+                    sources=Fetched({key: ray.put(source) for key, source in job.sources.items()}),
+                    statistics=Fetched({key: ray.put(fitted) for key, fitted in job.statistics.items()}),
+                ),
+                trials=ray.put({trial.id: trial for trial in trials}),
+                imports=tuple(imports),
+                paths=tuple(paths),
+                use_gpu=bool(resources.gpus and cluster.gpus),
+                storage=storage,
+            )
+            _run_kind(trainable(share, resources), trials, listener, slots[resources], storage, interrupted, verbose)
+
+
+def _slots(cluster: Cluster, resources: Resources, max_concurrent: int | None) -> int:
+    slots = cluster.slots(resources)
+    if slots < 1:
+        raise UserError(
+            f"resources: a trial asks for {resources.workers} x ({resources.cpus} CPUs, {resources.gpus:g} GPUs), but"
+            f" the cluster has {cluster.cpus} CPUs and {cluster.gpus} GPUs: ask for less, e.g. --set resources.cpus=1"
+        )
+    return min(slots, max_concurrent or slots)
+
+
+def _run_kind(
+    trial_class: type[tune.Trainable],
+    trials: Sequence[Trial],
+    listener: Listener,
+    slots: int,
+    storage: str,
+    interrupted: threading.Event,
+    verbose: bool,
+) -> None:
+    """Run trials that ask for the same resources.
+
+    Some faults, such as a kill by Ray's memory monitor, end Tune's whole fit() and not one trial. Then what is still
+    open is run in a further round; a trial that was running in `ATTEMPTS` such rounds is taken for the cause.
+    """
+    open_trials = {trial.id: trial for trial in trials}
+    attempts: Counter[str] = Counter()
+    for number in range(len(trials) * ATTEMPTS):
+        watcher = _Watcher(open_trials, listener)
+        reason = "the sweep ended before the trial did"
+        try:
+            tune.Tuner(
+                trial_class,
+                tune_config=tune.TuneConfig(
+                    search_alg=_ListSearcher(list(open_trials)),
+                    scheduler=_FirstInFirstOut(),
+                    num_samples=len(open_trials),
+                    max_concurrent_trials=slots,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name=f"{os.getpid()}-{number}",
+                    storage_path=storage,
+                    verbose=2 if verbose else 0,
+                    callbacks=[watcher] if verbose else [watcher, _Silence()],
+                ),
+            ).fit()
+        except Exception as error:
+            if watcher.failure is not None:
+                raise watcher.failure from None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if interrupted.is_set():
+            raise Interrupted
+        if not open_trials:
+            return
+        lost = [open_trials[trial_id] for trial_id in watcher.running if trial_id in open_trials]
+        for trial in lost or open_trials.values():
+            attempts[trial.id] += 1
+        for trial in [trial for trial in open_trials.values() if attempts[trial.id] >= ATTEMPTS]:
+            watcher.give_up(trial, f"lost {ATTEMPTS} times: {reason}", "crashed")
+
+
+class _Watcher(tune.Callback):  # type: ignore[misc]
+    """Tells the listener what Tune's controller sees, in the driver."""
+
+    def __init__(self, open_trials: dict[str, Trial], listener: Listener) -> None:
+        """A trial that has ended is taken out of ``open_trials``."""
+        self.open, self.listener = open_trials, listener
+        self.running: set[str] = set()
+        self.failure: Exception | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks; nothing reads that
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.add(trial.config["id"])
+        self.listener.started(self.open[trial.config["id"]])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        # Taken out of the result, which Tune keeps for every trial.
+        epoch, outcome = result.pop("epoch", None), result.pop("outcome", None)
+        if epoch is not None:
+            self.listener.epoch(self.open[trial.config["id"]], pickle.loads(epoch))
+        if outcome is not None:
+            self._end(trial.config["id"], pickle.loads(outcome))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        known = self.open.get(trial.config["id"])
+        if known is not None:
+            error = trial.get_pickled_error() or trial.get_error()
+            died = isinstance(error, ray.exceptions.RayActorError)
+            self.give_up(known, f"{type(error).__name__}: {error}", "crashed" if died else "error")
+
+    def give_up(self, trial: Trial, message: str, error_class: ErrorClass) -> None:
+        """End a trial that left nothing behind, as a failed row."""
+        row = planned_row(trial)
+        line = " ".join(message.split())[:1000]
+        self._end(trial.id, Outcome(row=replace(row, error_class=error_class, error=line, traceback=message)))
+
+    def _end(self, trial_id: str, outcome: Outcome) -> None:
+        try:
+            self.listener.ended(self.open[trial_id], outcome)
+        except Exception as failure:
+            self.failure = failure  # a full disk, say: Tune would wrap it
+            raise
+        del self.open[trial_id]
+
+
+class _Silence(TrialProgressCallback):  # type: ignore[misc]
+    """Stands in the place of Tune's own progress lines, which go to stdout."""
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        pass
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        pass
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        pass
+
+
+class _ListSearcher(Searcher):  # type: ignore[misc]
+    """Hands Tune the trials in our order. A ``grid_search`` over a list is expanded in quadratic time."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        super().__init__(metric="epoch", mode="max")
+        self.ids = deque(ids)
+
+    def suggest(self, trial_id: str) -> Any:
+        return {"id": self.ids.popleft()} if self.ids else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _FirstInFirstOut(FIFOScheduler):  # type: ignore[misc]
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Leave the choice to Tune's controller, which starts waiting trials in order; the base scans all that ended."""
+        return None
+
+
+@contextmanager
+def _stop_gently() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into Tune's own graceful stop for the ``with`` block; a second one ends at once."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune listens to it while it runs
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = signal.signal(signal.SIGUSR1, lambda number, frame: None)  # in case Tune does not run yet
+    try:
+        yield interrupted
+    finally:
+        for number, handler in {**before, signal.SIGUSR1: ignored}.items():
+            with contextlib.suppress(TypeError):
+                signal.signal(number, handler)

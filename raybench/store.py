@@ -1,0 +1,213 @@
+"""The results folder: one Parquet file per trial in ``trials/``, ``epochs/`` and ``predictions/``.
+
+One process writes, the driver, and holds a lock while it does. A file appears whole or not at all: it is written beside
+its place and renamed, and a trial's row in ``trials/`` comes last, so that a trial which has a row has everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import filelock
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from raybench.errors import UserError
+from raybench.records import DONE, OWN_COLUMN, SCHEMA_VERSION, EpochRow, Outcome, Predictions, TrialRow
+from raybench.suite import Suite
+
+Kind = Literal["trials", "epochs", "predictions"]
+SNAPSHOT = "suite.json"
+
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    """Return the column type of a field: ``str``, ``int``, ``float``, ``bool``, a literal, or one of them or None."""
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    return _ARROW[str if get_origin(hint) is Literal else hint]
+
+
+def _schema(row: type) -> pa.Schema:
+    hints = get_type_hints(row)
+    columns = [(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(row) if f.name != "axes"]
+    return pa.schema(columns, metadata={"raybench_schema": str(SCHEMA_VERSION)})
+
+
+TRIALS = _schema(TrialRow)
+EPOCHS = _schema(EpochRow)
+
+
+def _predictions_schema(classes: int) -> pa.Schema:
+    return pa.schema(
+        [
+            ("trial_id", pa.string()),
+            ("index", pa.int32()),
+            ("label", pa.int16()),
+            ("prediction", pa.int16()),
+            ("logits", pa.list_(pa.float16(), classes)),
+        ],
+        metadata={"raybench_schema": str(SCHEMA_VERSION)},
+    )
+
+
+def axis_types(suite: Suite) -> dict[str, pa.DataType]:
+    """Return the type of each column that the suite's axes add: numbers where every label is one, else text."""
+    types: dict[str, pa.DataType] = {}
+    for axis in suite.axes:
+        if axis.name not in OWN_COLUMN:
+            labels = [*axis.labels, *(labels[axis.name] for labels, _ in suite.include)]
+            kinds = {type(label) for label in labels}
+            kind = kinds.pop() if len(kinds) == 1 else float if kinds == {int, float} else str
+            types[axis.name] = _ARROW[kind]
+    return types
+
+
+class Store:
+    """The results of one suite, below ``root``."""
+
+    def __init__(self, root: Path, suite: Suite) -> None:
+        self.folder = root / suite.name
+        self._axes = axis_types(suite)
+        self._lock = filelock.FileLock(self.folder / ".lock")
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def open(self, snapshot: Mapping[str, Any]) -> None:
+        """Create the folders, take the lock, and keep the suite as it is about to run.
+
+        Raises:
+            UserError: if another run writes here, or the folder cannot be written.
+        """
+        try:
+            for kind in get_args(Kind):
+                (self.folder / kind).mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+            for left in self.folder.glob("*/.*.tmp"):  # of a driver that was killed while it wrote
+                left.unlink()
+            _replace(self.folder / SNAPSHOT, json.dumps(snapshot, indent=1, default=str).encode())
+        except filelock.Timeout:
+            raise UserError(
+                f"{self.folder}: another raybench run is writing here: wait for it, stop it, or choose another --results"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written: {error.strerror or error}; choose another --results"
+            ) from None
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def write(self, outcome: Outcome) -> None:
+        """Store a trial: its predictions and epochs first, its row last. An earlier row of the same trial is replaced.
+
+        Raises:
+            OSError: if the disk is full or gone; what was stored before is intact.
+        """
+        trial_id = outcome.row.trial_id
+        if outcome.predictions is not None:
+            self._write("predictions", trial_id, _predictions_table(trial_id, outcome.predictions))
+        if outcome.epochs:
+            rows = [dataclasses.asdict(row) for row in outcome.epochs]
+            self._write("epochs", trial_id, pa.Table.from_pylist(rows, EPOCHS))
+        values = dataclasses.asdict(outcome.row)
+        axes = values.pop("axes")
+        for name, kind in self._axes.items():
+            values[name] = str(axes[name]) if kind == pa.string() else axes[name]
+        schema = pa.schema([*TRIALS, *self._axes.items()], metadata=TRIALS.metadata)
+        self._write("trials", trial_id, pa.Table.from_pylist([values], schema))
+
+    def _write(self, kind: Kind, trial_id: str, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        _replace(self.folder / kind / f"{trial_id}.parquet", sink.getvalue())
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, kind: Kind = "trials", columns: Sequence[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
+        """Return all rows of one kind, and a line for each file that could not be read (its trial counts as not run)."""
+        table, damaged = read_folder(self.folder / kind, columns)
+        if kind == "trials":
+            missing = {name: pa.nulls(len(table), type_) for name, type_ in self._axes.items()}
+            for name, nulls in missing.items():
+                if name not in table.column_names and (columns is None or name in columns):
+                    table = table.append_column(name, nulls)
+        return table.to_pandas(), damaged
+
+    def done(self) -> tuple[dict[str, str], list[str]]:
+        """Return trial id -> status of the trials that need not run again, and a line for each damaged file."""
+        rows, damaged = self.read("trials", ["trial_id", "status"])
+        rows = rows[rows["status"].isin(DONE)]
+        return dict(zip(rows["trial_id"], rows["status"], strict=True)), damaged
+
+
+def read_folder(folder: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
+    """Read every Parquet file of ``folder`` into one table; files of earlier versions get nulls for newer columns."""
+    expected = {"trials": TRIALS, "epochs": EPOCHS}.get(folder.name)
+    files = sorted(str(path) for path in folder.glob("[!._]*.parquet"))
+    if not files:
+        return (expected or _predictions_schema(0)).empty_table(), []
+    try:
+        # All files of one suite share a schema but for columns that were added later: the newest file has them all.
+        newest = max(files, key=lambda file: os.stat(file).st_mtime_ns)
+        table = ds.dataset(files, schema=pq.read_schema(newest), format="parquet").to_table(columns=columns)
+        return table, []
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowKeyError, OSError):
+        return _read_one_by_one(files, columns)
+
+
+def _read_one_by_one(files: Sequence[str], columns: Sequence[str] | None) -> tuple[pa.Table, list[str]]:
+    """Read what can be read, and say which files cannot."""
+    tables, damaged = [], []
+    for file in files:
+        try:
+            # ParquetFile reads just this file; read_table would take the folder's name for a partition.
+            tables.append(pq.ParquetFile(file).read(columns=columns))
+        except (pa.ArrowException, OSError) as error:
+            damaged.append(
+                f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}); its trial is not counted"
+            )
+    if not tables:
+        return TRIALS.empty_table(), damaged
+    return pa.concat_tables(tables, promote_options="permissive"), damaged
+
+
+def read_snapshot(folder: Path) -> dict[str, Any]:
+    """Return the suite as it was last run into ``folder``.
+
+    Raises:
+        UserError: if the folder holds no results.
+    """
+    try:
+        return json.loads((folder / SNAPSHOT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no results here: run the suite first, or name its folder with --results") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / SNAPSHOT}: cannot be read: {error}") from None
+
+
+def _predictions_table(trial_id: str, predictions: Predictions) -> pa.Table:
+    n, classes = predictions.logits.shape
+    logits = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(predictions.logits).reshape(-1)), classes)
+    columns = [pa.repeat(trial_id, n), predictions.index, predictions.label, predictions.prediction, logits]
+    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=_predictions_schema(classes))
+
+
+def _replace(path: Path, content: bytes | pa.Buffer) -> None:
+    """Write ``content`` to ``path`` in one step: readers see the old file or the new one, even after a power cut."""
+    beside = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    with open(beside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)

@@ -1,0 +1,370 @@
+"""The honest table: what of a suite's plan is finished, its accuracies cell by cell, and what is missing and why.
+
+`summarize` computes a `Table`, which is plain data; `show` and `render` write it down.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.segment import Segments
+from rich.table import Table as Grid
+from rich.text import Text
+
+from raybench import plan
+from raybench.plan import Trial
+from raybench.records import FINISHED
+from raybench.suite import Label, Reference, Suite
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a column holds and how people see it."""
+
+    name: str
+    """For programs, in CSV and JSON."""
+    title: str
+    format: str = ""
+    """How a value is written for people, as `format` takes it."""
+    align: Literal["left", "right"] = "right"
+    group: str = ""
+    """Stands above or before the titles of the neighbours that share it."""
+    of: str = ""
+    """The column with the whole of which this one counts a part: people see ``4/5`` here and no column for the 5."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table and all that must be said beside it."""
+
+    suite: str
+    title: str
+    header: tuple[str, ...]
+    """What the numbers are."""
+    warnings: tuple[str, ...]
+    """Why they must not be taken at face value: shown where they cannot be missed."""
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Label | None, ...], ...]
+    """Raw values, one per column; None where there is none, never NaN."""
+    notes: tuple[str, ...]
+    """What is missing from the numbers, and why."""
+
+
+MEASURED = (
+    Column("n", "n", of="planned"),
+    Column("planned", "planned"),
+    Column("mean", "mean", ".4f"),
+    Column("std", "std", ".4f"),
+    Column("min", "min", ".4f"),
+    Column("max", "max", ".4f"),
+    Column("epochs", "epochs", ".1f"),
+)
+PUBLISHED = {
+    key: Column(f"published_{key}", key, format, group="published")
+    for key, format in (("n", ""), ("mean", ".4f"), ("std", ".4f"), ("min", ".4f"), ("max", ".4f"), ("epochs", ".1f"))
+}
+"""Key of a suite's ``reference`` row -> the column that shows it."""
+DIFFERENCE = Column("difference", "difference", "+.4f")
+STATISTICS = {column.name for column in (*MEASURED, *PUBLISHED.values(), DIFFERENCE)}
+"""Names that no other column may have: an axis called ``min`` becomes ``axis_min``."""
+WIDEST = 10_000
+"""Characters; more than any table takes."""
+
+PROVENANCE = ("device", "dataset_fingerprint", "raybench_version", "torch_version")
+"""What should be one and the same behind all trials of a cell."""
+NUMBERS = ("test_accuracy", "epochs", "train_images", "validation_images", "test_images")
+TEXTS = ("status", "error_class", "error", "validation", *PROVENANCE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Computing
+
+
+def summarize(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> Table:
+    """Return one row per cell of the plan: how many trials finished, and mean, std, min, max of their accuracies.
+
+    Args:
+        rows: what is stored, one row per trial, columns as in `records.TrialRow`; may be empty. Only rows with a
+            finished status enter the numbers; rows that are not planned are counted in a note.
+        suite: its compare axes, and the search axes with several values, label the rows; a published row of its
+            ``reference`` stands beside each cell that has all the labels it names.
+        trials: the plan, `plan.expand(suite)` or a part of it: decides which cells there are, and their order.
+
+    Accuracies are shares, 0 to 1: the stored ``test_accuracy``, of the weights of the epoch that was best by
+    ``train.best``. std is the sample standard deviation (ddof=1), None for one trial. ``epochs`` is the mean number
+    of epochs trained, ``difference`` the measured minus the published mean.
+    """
+    cells = list(plan.cells(trials))
+    planned = [trial for _, _, members in cells for trial in members]
+    stored = _stored(rows, cells)
+    finished = stored[stored["status"].isin(FINISHED)]
+
+    by_cell = finished.groupby("cell")
+    numbers = by_cell["test_accuracy"].agg(["count", "mean", "std", "min", "max"])
+    numbers["epochs"] = by_cell["epochs"].mean()
+    numbers = numbers.reindex(range(len(cells))).astype(object)
+    measured = numbers.where(numbers.notna(), None).itertuples(index=False)
+
+    search = [name for i, name in enumerate(suite.names("search")) if len({point[i] for _, point, _ in cells}) > 1]
+    axes, named = [*suite.names("compare"), *search], suite.names("compare", "search")
+    keys = [key for key in PUBLISHED if any(key in reference for reference in suite.reference)]
+    table: list[tuple[Label | None, ...]] = []
+    for (cell, point, members), (count, mean, *spread) in zip(cells, measured, strict=True):
+        labels = dict(zip(named, (*cell, *point), strict=True))
+        published = _published(suite, labels)
+        values = [*(labels[axis] for axis in axes), int(count or 0), len(members), mean, *spread]
+        values += [published.get(key) for key in keys]
+        if "mean" in keys:
+            values.append(mean - published["mean"] if mean is not None and "mean" in published else None)
+        table.append(tuple(values))
+
+    return Table(
+        suite=suite.name,
+        title=f"{suite.name}: {suite.about}" if suite.about else suite.name,
+        header=_header(stored, planned),
+        warnings=_warnings(stored, planned),
+        columns=(
+            *(Column(f"axis_{axis}" if axis in STATISTICS else axis, axis, align="left") for axis in axes),
+            *MEASURED,
+            *(PUBLISHED[key] for key in keys),
+            *([DIFFERENCE] if "mean" in keys else []),
+        ),
+        rows=tuple(table),
+        notes=(
+            *(f"{axis} is searched: each value is shown as it is, none was chosen and confirmed" for axis in search),
+            *_missing(stored, planned),
+            *_mixtures(finished, planned),
+            *_unplanned(rows, planned),
+        ),
+    )
+
+
+def _stored(rows: pd.DataFrame, cells: Sequence[tuple[Any, Any, list[Trial]]]) -> pd.DataFrame:
+    """Return one row per planned trial, in the order of ``cells``: the index of its cell, and what is stored of it."""
+    planned = [(trial.id, cell) for cell, (_, _, members) in enumerate(cells) for trial in members]
+    found = rows[["trial_id", *NUMBERS, *TEXTS]].drop_duplicates("trial_id", keep="last")
+    stored = pd.DataFrame(planned, columns=["trial_id", "cell"]).merge(found, on="trial_id", how="left")
+    return stored.astype(dict.fromkeys(NUMBERS, float))
+
+
+def _published(suite: Suite, labels: Mapping[str, Label]) -> dict[str, Any]:
+    """Return the first reference row whose axes all have the cell's labels, or an empty one."""
+    for reference in suite.reference:
+        if all(labels.get(axis) == label for axis, label in reference.items() if axis not in Reference.model_fields):
+            return reference
+    return {}
+
+
+def _header(stored: pd.DataFrame, planned: Sequence[Trial]) -> tuple[str, ...]:
+    """Say what was measured, on what, and what the columns mean."""
+    best = _listed(trial.settings["train"]["best"] for trial in planned)
+    validation = _listed(stored["validation"].dropna().unique())
+    dataset = [
+        ("{}", _listed(trial.settings["dataset"]["name"] for trial in planned)),
+        ("{} training images", _listed(stored["train_images"].dropna().unique(), ",.0f")),
+        ("{} validation images", _listed(stored["validation_images"].dropna().unique(), ",.0f")),
+        ("{} test images", _listed(stored["test_images"].dropna().unique(), ",.0f")),
+        ("fingerprint {}", _listed(stored["dataset_fingerprint"].dropna().unique())),
+    ]
+    return (
+        f"accuracy: share of the test images, 0 to 1; selection rule: the weights of the epoch with the best {best}",
+        "std: sample standard deviation (ddof=1); n: finished trials, of those planned where some are missing;"
+        " epochs: mean number trained",
+        f"dataset: {', '.join(text.format(values) for text, values in dataset if values)}",
+        *([f"validation images: {validation}"] if validation else []),
+    )
+
+
+def _warnings(stored: pd.DataFrame, planned: Sequence[Trial]) -> tuple[str, ...]:
+    warnings = []
+    if any(trial.settings["train"]["smoke"] for trial in planned):
+        warnings.append("smoke run: numbers mean nothing")
+    if (stored["validation"] == "test").any():
+        warnings.append(
+            "validation images = TEST images: the epoch was chosen on the test set, accuracies are optimistic"
+        )
+    return tuple(warnings)
+
+
+def _missing(stored: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
+    """Say why planned trials are in no number: a line per class of error, with the first as an example."""
+    lines = []
+    failed = stored[stored["status"] == "failed"]
+    classes = failed["error_class"].fillna("error")
+    for error_class in classes.unique():
+        first = classes.index[classes == error_class][0]
+        example = f"{planned[first].name} with {failed.at[first, 'error']!s}"
+        lines.append(f"{_count((classes == error_class).sum(), 'trial')} failed, {error_class}: {example}")
+    pruned, waiting = (stored["status"] == "pruned").sum(), stored["status"].isna().sum()
+    if pruned:
+        lines.append(f"{_count(pruned, 'trial')} pruned")
+    if waiting:
+        lines.append(f"{_count(waiting, 'trial')} not run yet")
+    return lines
+
+
+def _mixtures(finished: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
+    """Say where the trials of one cell ran on different devices, data or code."""
+    lines = []
+    for column in PROVENANCE:
+        different = finished.groupby("cell")[column].nunique()
+        mixed = finished[finished["cell"].isin(different.index[different > 1])]
+        if len(mixed):
+            rows, first = _count(mixed["cell"].nunique(), "row"), planned[mixed.index[0]].name
+            values = _listed(mixed[column].dropna().unique())
+            lines.append(f"warning: {column} differs among the trials of {rows}, the first with {first}: {values}")
+    return lines
+
+
+def _unplanned(rows: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
+    unplanned = len(set(rows["trial_id"]) - {trial.id for trial in planned})
+    return [f"not shown: {_count(unplanned, 'stored trial')} of other settings"] if unplanned else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _listed(values: Iterable[Any], spec: str = "") -> str:
+    """Return the different ``values`` in their order; of many, the first few."""
+    different = [format(value, spec) for value in dict.fromkeys(values)]
+    return " / ".join(different[:5]) + (f" / ... ({len(different)} in all)" if len(different) > 5 else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def show(table: Table, console: Console) -> None:
+    """Print ``table`` for people. It takes the width it needs: no pipe or narrow terminal cuts a number off."""
+    columns, rows = _for_people(table, missing="–")
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    before = ""
+    for column in columns:
+        title = column.title if column.group == before else f"{column.group}\n{column.title}".lstrip()
+        before, style = column.group, "cyan" if column.group else ""
+        grid.add_column(
+            Text(title), justify=column.align, vertical="bottom", no_wrap=True, style=style, header_style=style
+        )
+    for row in rows:
+        grid.add_row(*map(Text, row))
+
+    def say(line: str, style: str = "") -> None:
+        console.print(Text(line, style), soft_wrap=not console.is_terminal)
+
+    say(table.title, "bold")
+    for line in table.header:
+        say(line, "dim")
+    for line in table.warnings:
+        say(f"WARNING: {line}", "bold red")
+    console.print()
+    console.print(Segments(console.render(grid, console.options.update(max_width=WIDEST))), soft_wrap=True)
+    console.print()
+    for line in table.notes:
+        say(line)
+
+
+def render(table: Table, format: str) -> str:
+    """Return ``table`` in one of `FORMATS`, ending with a newline."""
+    return FORMATS[format](table)
+
+
+def _for_people(table: Table, missing: str) -> tuple[list[Column], list[list[str]]]:
+    """Return the columns that people see, and their cells as text, ``missing`` where there is no value."""
+    at = {column.name: index for index, column in enumerate(table.columns)}
+    wholes = {column.of for column in table.columns}
+    shown = [column for column in table.columns if column.name not in wholes]
+
+    def cell(row: tuple[Label | None, ...], column: Column) -> str:
+        value = row[at[column.name]]
+        if value is None:
+            return missing
+        text = format(value, column.format)
+        return f"{text}/{row[at[column.of]]}" if column.of and value != row[at[column.of]] else text
+
+    return shown, [[cell(row, column) for column in shown] for row in table.rows]
+
+
+def _markdown(table: Table) -> str:
+    columns, rows = _for_people(table, missing="–")
+    titles = [f"{column.group} {column.title}".strip() for column in columns]
+    lines = [[text.replace("|", r"\|") for text in line] for line in (titles, *rows)]
+    widths = [max(3, *map(len, texts)) for texts in zip(*lines, strict=True)]
+    rule = ["-" * (w - 1) + ":" if c.align == "right" else "-" * w for c, w in zip(columns, widths, strict=True)]
+    padded = [
+        [t.rjust(w) if c.align == "right" else t.ljust(w) for t, c, w in zip(line, columns, widths, strict=True)]
+        for line in lines
+    ]
+    grid = [f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:])]
+    blocks = [
+        [f"**{table.title}**"],
+        [f"- {line}" for line in table.header],
+        [f"- **WARNING: {line}**" for line in table.warnings],
+        grid,
+        [f"- {line}" for line in table.notes],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+TEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+)
+
+
+def _latex(table: Table) -> str:
+    columns, rows = _for_people(table, missing="--")
+    frame = pd.DataFrame([[text.translate(TEX) for text in row] for row in rows])
+    titles = [(column.group.translate(TEX), column.title.translate(TEX)) for column in columns]
+    grouped = any(group for group, _ in titles)
+    frame.columns = pd.MultiIndex.from_tuples(titles) if grouped else pd.Index([title for _, title in titles])
+    body = frame.style.hide(axis="index").to_latex(
+        hrules=True,
+        column_format="".join(column.align[0] for column in columns),
+        multicol_align="c",
+        position_float="centering",
+        caption=". ".join((table.title, *table.warnings)).translate(TEX),
+        label=f"tab:{table.suite}",
+    )
+    said = "\n".join((*table.header, *table.notes))
+    return "".join(f"% {line}\n" for line in said.splitlines()) + body
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(column.name for column in table.columns)
+    writer.writerows(table.rows)
+    return text.getvalue()
+
+
+def _json(table: Table) -> str:
+    names = [column.name for column in table.columns]
+    content = {
+        "suite": table.suite,
+        "title": table.title,
+        "header": table.header,
+        "warnings": table.warnings,
+        "columns": names,
+        "rows": [dict(zip(names, row, strict=True)) for row in table.rows],
+        "notes": table.notes,
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"markdown": _markdown, "latex": _latex, "csv": _csv, "json": _json}
+"""The written forms of a table, besides the one that `show` prints."""

@@ -1,0 +1,343 @@
+"""Training and testing one network: the loop, and nothing of where it runs.
+
+    history = Training(settings, seed, data, ...).finish()
+
+No Ray here: the same code runs in a debugger, in a Tune actor, and in each process of a worker group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from raybench import augment, models
+from raybench.data import Part, TrialData
+from raybench.plan import stream
+from raybench.records import EpochRow
+from raybench.settings import EarlyStopping, TrainSettings, TrialSettings
+
+EVALUATION_BATCH = 500
+Report = Callable[[EpochRow], None]
+Statistics = Mapping[str, np.ndarray]
+
+
+class Diverged(Exception):
+    """The training loss is no longer a finite number."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes that train one trial together; each takes every ``size``-th image of a batch, from ``rank`` on."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def mine(self) -> slice:
+        return slice(self.rank, None, self.size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class History:
+    """What training left behind."""
+
+    epochs: tuple[EpochRow, ...]
+    best: EpochRow
+    """The epoch whose weights were tested."""
+    stopped_early: bool
+    logits: Tensor
+    """[test images, classes], of the best epoch's weights."""
+    labels: Tensor
+    """[test images]"""
+    images: dict[str, int]
+    """Number of images of ``train``, ``val`` and ``test``."""
+    parameters: int
+    weights_fingerprint: str | None
+    train_seconds: float
+    images_per_second: float
+
+
+class Training:
+    """One network on its way from first weights to a tested epoch."""
+
+    def __init__(
+        self,
+        trial_id: str,
+        seed: int,
+        settings: TrialSettings,
+        data: TrialData,
+        device: torch.device,
+        world: World,
+        statistics: Statistics,
+    ) -> None:
+        """``statistics`` are what the augmentation fitted on the training images, empty if it fits nothing."""
+        self.trial_id, self.seed, self.train = trial_id, seed, settings.train
+        self.device, self.world = device, world
+        limit = 2 * self.train.batch_size if self.train.smoke else None
+        parts = {"train": data.train(), "val": data.validation(), "test": data.test()}
+        self.feeds = {name: Feed(part, data.fingerprint, device, limit) for name, part in parts.items()}
+        self.validates_on_test = settings.dataset.validation == "test"
+        self.classes = len(data.classes)
+        self.augmentation = augment.build(settings.augmentation)
+        self.augmentation.load(statistics, device)
+
+        torch.manual_seed(stream(seed, "weights"))
+        model = models.build(settings.model, data.shape, self.classes)
+        self.weights_fingerprint = models.weights_fingerprint(settings.model, model)
+        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.step_model: nn.Module = self.model
+        if world.size > 1:
+            self.step_model = nn.parallel.DistributedDataParallel(self.model)
+        self.optimizer = make_optimizer(self.train, self.model)
+        self.steps = 0
+        # Dropout draws from torch's own stream; every process of a group needs another one.
+        torch.manual_seed(stream(seed, f"dropout/{world.rank}"))
+
+    def finish(self, report: Report) -> History:
+        """Train to the end, telling ``report`` of each epoch, and test the weights of the best one."""
+        epochs: list[EpochRow] = []
+        best = _Best(self.train.best)
+        patience = _Patience(self.train.early_stopping) if self.train.early_stopping else None
+        planned = 1 if self.train.smoke else self.train.epochs
+        train_seconds, exhausted = 0.0, False
+        while len(epochs) < planned and not exhausted:
+            begun = time.perf_counter()
+            train_loss, train_accuracy = self._train_epoch(len(epochs) + 1)
+            train_seconds += time.perf_counter() - begun
+            logits = self._logits("val")
+            val_loss, val_accuracy = self._score(logits, "val")
+            test: tuple[float | None, float | None] = (None, None)
+            if self.validates_on_test:
+                test = val_loss, val_accuracy
+            elif self.train.test_every_epoch:
+                test = self._score(self._logits("test"), "test")
+            row = EpochRow(
+                trial_id=self.trial_id,
+                epoch=len(epochs) + 1,
+                train_loss=train_loss,
+                train_accuracy=train_accuracy,
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
+                test_loss=test[0],
+                test_accuracy=test[1],
+                lr=self.optimizer.param_groups[0]["lr"],
+                seconds=time.perf_counter() - begun,
+            )
+            epochs.append(row)
+            best.see(row, self.model, logits if self.validates_on_test else None)
+            exhausted = patience is not None and patience.is_exhausted_by(row)
+            report(row)
+
+        if epochs[-1].test_accuracy is None and best.epoch < len(epochs):  # the last epoch is a selection rule too
+            epochs[-1] = self._tested(epochs[-1], self._logits("test"))
+        if best.logits is None:
+            self.model.load_state_dict(best.weights)
+            best.logits = self._logits("test")
+        epochs[best.epoch - 1] = self._tested(epochs[best.epoch - 1], best.logits)
+        return History(
+            epochs=tuple(epochs),
+            best=epochs[best.epoch - 1],
+            stopped_early=exhausted and len(epochs) < planned,
+            logits=best.logits,
+            labels=self.feeds["test"].labels,
+            images={name: len(feed) for name, feed in self.feeds.items()},
+            parameters=models.parameter_count(self.model),
+            weights_fingerprint=self.weights_fingerprint,
+            train_seconds=train_seconds,
+            images_per_second=len(epochs) * len(self.feeds["train"]) / train_seconds,
+        )
+
+    def _train_epoch(self, epoch: int) -> tuple[float, float]:
+        """Train on every training image once; return mean loss and accuracy of the images as they were trained on."""
+        self.step_model.train()
+        feed, batch, mine = self.feeds["train"], self.train.batch_size, self.world.mine
+        order = np.random.default_rng(stream(self.seed, f"order/{epoch}")).permutation(len(feed))
+        positions = torch.from_numpy(order).to(self.device)
+        generator = torch.Generator(self.device).manual_seed(stream(self.seed, f"augment/{epoch}"))
+        totals = torch.zeros(2, device=self.device)
+        count = 0
+        for start in range(0, len(feed), batch):
+            chosen = positions[start : start + batch]
+            if start and len(chosen) < 2 * self.world.size:
+                break  # batch norm needs two images in every process
+            images, labels = feed.batch(chosen[mine])
+            uniform = self.augmentation.draw(len(chosen), generator, self.device)
+            images = self.augmentation.train(images, uniform[mine])
+            with self._autocast():
+                logits = self.step_model(images)
+            loss = loss_sum(self.train.loss, logits.float(), labels)
+            self._decay_lr()
+            self.optimizer.zero_grad(set_to_none=True)
+            # DistributedDataParallel averages over processes: scaled so, the step is that of the whole batch's mean.
+            (loss * (self.world.size / len(chosen))).backward()
+            self.optimizer.step()
+            self.steps += 1
+            totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).sum()])
+            count += len(chosen)
+        if self.world.size > 1:
+            dist.all_reduce(totals)
+        mean_loss, accuracy = (totals.double() / count).tolist()  # the epoch's one wait for the device
+        if not math.isfinite(mean_loss):
+            raise Diverged(f"the training loss is {mean_loss} in epoch {epoch}: a smaller learning rate may help")
+        return mean_loss, accuracy
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16")
+
+    def _decay_lr(self) -> None:
+        """Keras' inverse-time decay: step t, counted from 0, uses lr / (1 + decay * t)."""
+        if self.train.optimizer.decay:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.train.lr / (1 + self.train.optimizer.decay * self.steps)
+
+    @torch.inference_mode()
+    def _logits(self, name: str) -> Tensor:
+        """Return the logits [n, classes] of all images of one split, in its order, the same in every process."""
+        self.model.eval()
+        feed = self.feeds[name]
+        if self.world.size > 1:
+            for buffer in self.model.buffers():  # batch norm's averages differ from process to process
+                dist.broadcast(buffer, 0)
+        positions = torch.arange(self.world.rank, len(feed), self.world.size, device=self.device)
+        full = torch.zeros(len(feed), self.classes, device=self.device)
+        for chosen in positions.split(EVALUATION_BATCH):
+            images, _ = feed.batch(chosen)
+            with self._autocast():
+                logits = self.model(self.augmentation.evaluate(images))
+            full[chosen] = logits.float()
+        if self.world.size > 1:
+            dist.all_reduce(full)
+        return full
+
+    def _score(self, logits: Tensor, name: str) -> tuple[float, float]:
+        """Return mean loss and accuracy of ``logits`` for one split."""
+        labels = self.feeds[name].labels
+        with torch.inference_mode():
+            loss = loss_sum(self.train.loss, logits, labels).double() / len(labels)
+            accuracy = (logits.argmax(1) == labels).double().mean()
+        return float(loss), float(accuracy)
+
+    def _tested(self, row: EpochRow, logits: Tensor) -> EpochRow:
+        loss, accuracy = self._score(logits, "test")
+        return dataclasses.replace(row, test_loss=loss, test_accuracy=accuracy)
+
+
+class _Best:
+    """The first epoch with the best value of a metric: its weights, or its logits if those are of the test images."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric, self.epoch, self.value = metric, 0, math.nan
+        self.weights: dict[str, Tensor] = {}
+        self.logits: Tensor | None = None
+
+    def see(self, row: EpochRow, model: nn.Module, logits: Tensor | None) -> None:
+        value = getattr(row, self.metric)
+        if self.epoch == 0 or is_better(self.metric, value, self.value):
+            self.epoch, self.value, self.logits = row.epoch, value, logits
+            if logits is None:
+                self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+class _Patience:
+    """Keras' EarlyStopping: exhausted after ``patience`` epochs in a row without an improvement over ``min_delta``."""
+
+    def __init__(self, settings: EarlyStopping) -> None:
+        self.settings, self.best, self.waited = settings, math.nan, 0
+
+    def is_exhausted_by(self, row: EpochRow) -> bool:
+        value = getattr(row, self.settings.metric)
+        if is_better(self.settings.metric, value, self.best, self.settings.min_delta):
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        return self.waited >= self.settings.patience
+
+
+def is_better(metric: str, value: float, than: float, by: float = 0.0) -> bool:
+    """Whether ``value`` improves on ``than`` by more than ``by``. Any number is better than NaN, and NaN than nothing."""
+    if math.isnan(than):
+        return not math.isnan(value)
+    return value < than - by if metric.endswith("loss") else value > than + by
+
+
+def loss_sum(loss: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss summed over images, from logits [n, classes] and labels [n].
+
+    ``bce`` is the mean over classes of the binary cross-entropy between each class's sigmoid and the one-hot label.
+    """
+    if loss == "bce":
+        target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / logits.shape[1]
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def make_optimizer(train: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer over the parameters that are to be trained, fused where torch has a fused kernel."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    settings = train.optimizer
+    common: dict[str, Any] = {"lr": train.lr, "weight_decay": settings.weight_decay}
+    match settings.name:
+        case "adam":
+            return torch.optim.Adam(parameters, fused=True, **common)
+        case "adamw":
+            return torch.optim.AdamW(parameters, fused=True, **common)
+        case "sgd":
+            return torch.optim.SGD(
+                parameters, momentum=settings.momentum, nesterov=settings.nesterov, fused=True, **common
+            )
+        case "rmsprop":  # Keras' alpha; torch's default is 0.99
+            return torch.optim.RMSprop(parameters, alpha=0.9, momentum=settings.momentum, **common)
+
+
+class Feed:
+    """The images of one split as batches on the device.
+
+    On a GPU all of them lie in its memory, moved there once per process; on the CPU each batch is copied out of the
+    shared array, so that nothing a trial does can reach it.
+    """
+
+    def __init__(self, part: Part, fingerprint: str, device: torch.device, limit: int | None = None) -> None:
+        """``limit`` cuts the split after so many images."""
+        self.part = Part(part.images, part.index[:limit])
+        self.device = device
+        self.labels = torch.from_numpy(self.part.images.labels[self.part.index]).to(device)
+        self.pixels = None if device.type == "cpu" else _resident(self.part, fingerprint, device)
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def batch(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images at positions ``at`` of the split: float [n, C, H, W] from 0 to 1, and labels int64 [n].
+
+        The pixels lie channels last in memory, the layout that convolutions want.
+        """
+        if self.pixels is None:
+            pixels = torch.from_numpy(self.part.gather(at.numpy())[0])
+        else:
+            pixels = self.pixels[at]
+        return pixels.permute(0, 3, 1, 2).float().div_(255), self.labels[at]
+
+
+_on_device: dict[str, Tensor] = {}
+"""The images of the last dataset on the GPU, for the next trial of this process."""
+
+
+def _resident(part: Part, fingerprint: str, device: torch.device) -> Tensor:
+    """Return the pixels of ``part`` on ``device``, from the copy that an earlier trial made if there is one."""
+    if any(not key.startswith(fingerprint) for key in _on_device):
+        _on_device.clear()
+    key = f"{fingerprint}/{device}/{hashlib.sha256(part.index.tobytes()).hexdigest()}"
+    if key not in _on_device:
+        _on_device[key] = torch.from_numpy(part.images.pixels[part.index]).to(device)
+    return _on_device[key]

@@ -1,0 +1,245 @@
+"""One trial's whole life: a fresh process state, training, and a row for whatever came of it.
+
+    outcome = run_trial(trial, data)
+
+The same call serves a debugger, a test, a Tune actor and each process of a worker group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import hashlib
+import json
+import os
+import platform
+import random
+import socket
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+
+from raybench import __version__, augment
+from raybench.data import TrialData, cache_folder
+from raybench.errors import DataError, WeightsError
+from raybench.plan import Trial, stream
+from raybench.records import OWN_COLUMN, EpochRow, ErrorClass, Outcome, Predictions, TrialRow
+from raybench.settings import TrialSettings
+from raybench.train import Diverged, History, Report, Statistics, Training, World
+
+
+def run_trial(
+    trial: Trial,
+    data: TrialData,
+    *,
+    device: str = "cpu",
+    world: World = World(),  # noqa: B008 - frozen
+    report: Report | None = None,
+    statistics: Statistics | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Train and test ``trial``; whatever goes wrong inside it becomes its ``failed`` row.
+
+    Args:
+        trial: the point of the grid.
+        data: its images, shared and read-only.
+        device: ``cpu`` or ``cuda``.
+        world: this process's place in the trial's worker group.
+        report: called after each epoch. What it raises (Ray's stop is a `SystemExit`) passes through.
+        statistics: what the augmentation fitted on the training images (`fit_augmentation`); fitted here if not given.
+        provenance: further columns of `TrialRow` that only the caller knows.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    settings = trial.typed()
+    row = dataclasses.replace(
+        planned_row(trial),
+        dataset_fingerprint=data.fingerprint,
+        threads=settings.resources.cpus,
+        workers=world.size,
+        device=device_name(device),
+        host=socket.gethostname(),
+        started_at=started.isoformat(timespec="seconds"),
+        **versions(),
+        **(provenance or {}),
+    )
+    reporting = False
+    seen: list[EpochRow] = []
+
+    def tell(epoch: EpochRow) -> None:
+        nonlocal reporting
+        seen.append(epoch)
+        if report is not None:
+            reporting = True
+            report(epoch)
+            reporting = False
+
+    try:
+        with _fresh_process(trial.seed, settings.resources.cpus):
+            if statistics is None:
+                statistics = fit_augmentation(settings, data)
+            training = Training(trial.id, trial.seed, settings, data, torch.device(device), world, statistics)
+            history = training.finish(tell)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if reporting:
+            raise
+        row = dataclasses.replace(row, epochs=len(seen), wall_seconds=time.perf_counter() - clock)
+        return Outcome(row=failed(row, error), epochs=tuple(seen))
+    return Outcome(
+        row=_finished(row, history, time.perf_counter() - clock),
+        epochs=history.epochs,
+        predictions=_predictions(history, data),
+    )
+
+
+def planned_row(trial: Trial) -> TrialRow:
+    """Return the row of a trial of which nothing is known but its plan: a failed one, until it has finished."""
+    settings = trial.typed()
+    validation = settings.dataset.validation
+    if not isinstance(validation, str):
+        validation = f"size {validation.size}" if validation.size else f"fraction {validation.fraction}"
+    return TrialRow(
+        trial_id=trial.id,
+        suite=trial.suite,
+        dataset=str(trial.labels.get("dataset", settings.dataset.name)),
+        model=str(trial.labels.get("model", settings.model.name)),
+        augmentation=str(trial.labels.get("augmentation", "+".join(part.name for part in settings.augmentation))),
+        seed=trial.seed,
+        lr=settings.train.lr,
+        axes={name: label for name, label in trial.labels.items() if name not in OWN_COLUMN},
+        status="failed",
+        selection=settings.train.best,
+        validation=validation,
+        settings=json.dumps(trial.settings, sort_keys=True),
+    )
+
+
+def failed(row: TrialRow, error: BaseException) -> TrialRow:
+    """Return ``row`` as a failed one that says why."""
+    return dataclasses.replace(
+        row,
+        status="failed",
+        error_class=error_class(error),
+        error=" ".join(f"{type(error).__name__}: {error}".split())[:1000],
+        traceback="".join(traceback.format_exception(error))[-20_000:],
+    )
+
+
+def error_class(error: BaseException) -> ErrorClass:
+    """Sort an exception into the classes that tables report."""
+    # Torch's CPU allocator raises a plain RuntimeError.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out_of_memory"
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, DataError):
+        return "data"
+    if isinstance(error, WeightsError):
+        return "weights"
+    return "error"
+
+
+def fit_augmentation(settings: TrialSettings, data: TrialData) -> Statistics:
+    """Return what the augmentation must know of the training images (ZCA's matrix), fitted once and kept on disk."""
+    augmentation = augment.build(settings.augmentation)
+    if augmentation.key is None:
+        return {}
+    part = data.train()
+    content = f"{data.fingerprint}/{hashlib.sha256(part.index.tobytes()).hexdigest()}/{augmentation.key}"
+    folder = cache_folder() / "statistics"
+    path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"
+    # Not there yet, or torn by a power cut: fitted (again).
+    with contextlib.suppress(OSError, ValueError), np.load(path) as stored:
+        return dict(stored)
+    statistics = augmentation.fit(part.gather(slice(None))[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f".{path.name}.{os.getpid()}.npz"
+    np.savez(beside, **statistics)
+    os.replace(beside, path)
+    return statistics
+
+
+def _finished(row: TrialRow, history: History, wall_seconds: float) -> TrialRow:
+    best = history.best
+    return dataclasses.replace(
+        row,
+        status="stopped_early" if history.stopped_early else "completed",
+        epochs=len(history.epochs),
+        best_epoch=best.epoch,
+        train_loss=best.train_loss,
+        train_accuracy=best.train_accuracy,
+        val_loss=best.val_loss,
+        val_accuracy=best.val_accuracy,
+        test_loss=best.test_loss,
+        test_accuracy=best.test_accuracy,
+        train_images=history.images["train"],
+        validation_images=history.images["val"],
+        test_images=history.images["test"],
+        parameters=history.parameters,
+        weights_fingerprint=history.weights_fingerprint,
+        train_seconds=history.train_seconds,
+        images_per_second=history.images_per_second,
+        wall_seconds=wall_seconds,
+    )
+
+
+def _predictions(history: History, data: TrialData) -> Predictions:
+    largest = torch.finfo(torch.float16).max
+    return Predictions(
+        index=data.test().index[: len(history.labels)].astype(np.int32),
+        label=history.labels.cpu().numpy().astype(np.int16),
+        prediction=history.logits.argmax(1).cpu().numpy().astype(np.int16),
+        logits=history.logits.clamp(-largest, largest).half().cpu().numpy(),
+    )
+
+
+@contextlib.contextmanager
+def _fresh_process(seed: int, threads: int) -> Iterator[None]:
+    """Give the trial the state of a new process, whatever the trial before left behind."""
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    # raybench draws from streams of its own; these are for the code of models and augmentations from outside.
+    random.seed(stream(seed, "python"))
+    np.random.seed(stream(seed, "numpy") % 2**32)
+    torch.manual_seed(stream(seed, "torch"))
+    try:
+        yield
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the columns that say which software computed a row."""
+    packages = ("torch", "torchvision", "timm", "numpy")
+    return {
+        "raybench_version": __version__,
+        "python_version": platform.python_version(),
+        **{f"{package}_version": metadata.version(package) for package in packages},
+    }
+
+
+@functools.cache
+def device_name(device: str) -> str:
+    """Return what people call the processor: ``NVIDIA H100 80GB HBM3``, ``AMD EPYC 9R14 (cpu)``."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as info:
+        for line in info:
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} (cpu)"
+    return f"{platform.processor() or platform.machine()} (cpu)"
