@@ -105,7 +105,8 @@ def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
         @classmethod
         def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
             if group is not None:
-                return PlacementGroupFactory([{"CPU": 0.01}])  # the workers bring their own; 0 is refused
+                # The workers bring their own CPUs, so this actor must take none; it only waits, on the head.
+                return PlacementGroupFactory([{"node:__internal_head__": 0.001}])
             bundle = {"CPU": resources.cpus, **({"GPU": resources.gpus} if share.use_gpu else {})}
             return PlacementGroupFactory([bundle])
 

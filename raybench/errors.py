@@ -24,8 +24,8 @@ class WeightsError(UserError):
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'?"``, or the list of what is known where nothing is close."""
-    names = [str(name) for name in known]
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    names = {str(name).lower(): str(name) for name in known}
+    close = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
+        return f"; did you mean {names[close[0]]!r}?"
+    return f"; known: {', '.join(names.values())}" if names else ""

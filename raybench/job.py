@@ -10,7 +10,6 @@ import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +64,16 @@ def statistics_key(settings: TrialSettings) -> str:
     return "" if key is None else f"{settings.dataset.model_dump_json()} {key}"
 
 
-@cache
-def _divided(fingerprint: str, settings_json: str) -> dict[str, TrialData]:
-    """A box for `divided`, so that a division is drawn once per process and not once per trial."""
-    return {}
+_divisions: dict[tuple[str, str], TrialData] = {}
+"""What `divided` returned: a division is drawn once per process and not once per trial."""
 
 
 def divided(source: Source, settings: DatasetSettings) -> TrialData:
     """Return ``source`` as a trial with these settings sees it."""
-    box = _divided(source.fingerprint, settings.model_dump_json())
-    if "data" not in box:
-        box["data"] = trial_data(source, settings)
-    return box["data"]
+    key = source.fingerprint, settings.model_dump_json()
+    if key not in _divisions:
+        _divisions[key] = trial_data(source, settings)
+    return _divisions[key]
 
 
 def prepare(
@@ -146,7 +143,7 @@ def git_state(folder: Path) -> dict[str, Any]:
     """Return the commit of the checkout that ``folder`` lies in, and whether tracked files differ from it."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder or "."), *arguments]
+        command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:

@@ -97,8 +97,9 @@ class Watch:
         line = Text(f"[{self.done + self.ended_now:{width}}/{self.planned}] {trial.name}: ")
         if row.status == "failed":
             return line.append(f"failed ({row.error_class}): {row.error}", "red")
-        line.append(f"{row.status.replace('_', ' ')} after epoch {row.epochs}, best {row.best_epoch}")
-        line.append(f", val {row.val_accuracy:.4f}, test {row.test_accuracy:.4f}")
+        line.append(f"{row.status.replace('_', ' ')} after epoch {row.epochs}")
+        if row.status in FINISHED:
+            line.append(f", best {row.best_epoch}, val {row.val_accuracy:.4f}, test {row.test_accuracy:.4f}")
         return line.append(f", {_duration(row.wall_seconds or 0)}, left {self._left()}")
 
     def _view(self) -> RenderableType:

@@ -173,17 +173,17 @@ def model3(shape: Shape, classes: int) -> nn.Module:
 
 
 def small_cnn(shape: Shape, classes: int) -> nn.Module:
-    """Three convolutions for images of 8x8 to 32x32 pixels: a second or two of CPU on scikit-learn's digits."""
+    """Three convolutions for images of 8x8 to 32x32 pixels: two seconds of CPU on scikit-learn's digits."""
     features = nn.Sequential(
         nn.Conv2d(shape[0], 16, 3, padding="same"),
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding="same"),
         nn.BatchNorm2d(32),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 3, padding="same"),
         nn.ReLU(),
+        nn.MaxPool2d(2),
         nn.Flatten(),
     )
     return _as_keras(*features, nn.Linear(_width(features, shape), classes))
@@ -215,7 +215,7 @@ def _width(features: nn.Sequential, shape: Shape) -> int:
     """Count the numbers that ``features`` make of one image, by passing one through."""
     try:
         with torch.no_grad():  # eval: leaves batch norm's statistics and the random stream alone
-            width = features.eval()(torch.zeros(1, *shape)).numel()
+            width: int = features.eval()(torch.zeros(1, *shape)).numel()
     except RuntimeError as error:
         raise ValueError("they are too small, its layers leave nothing of them") from error
     features.train()
@@ -248,7 +248,8 @@ def _timm(
         raise ValueError("the pretrained first convolution does not fit another stem: give either pretrained or stem")
 
     real = torch.get_default_device().type != "meta"  # there is nothing to put weights into on the meta device
-    if timm.get_pretrained_cfg(name).fixed_input_size:
+    made_for = timm.get_pretrained_cfg(name)
+    if made_for and made_for.fixed_input_size:
         options = {"img_size": shape[1:], **options}
     try:
         network = timm.create_model(
@@ -301,25 +302,24 @@ def _load_weights(network: nn.Module, path: Path) -> None:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict without running code from the file, as unpickling it freely would."""
+    wanted = "give a .safetensors file or a state dict saved by torch"
     if not path.is_file():
-        raise WeightsError(f"no weights file {path}: give a .safetensors file or a state dict saved by torch")
+        raise WeightsError(f"no weights file {path}: {wanted}")
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file that holds something else makes a reader raise
-        raise WeightsError(f"cannot read {path} as weights: {error}") from error
+        raise WeightsError(f"cannot read {path} as weights: {wanted}") from error
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no weights: give a state dict, a mapping of names to tensors")
+        raise WeightsError(f"{path} holds no weights: {wanted}")
     return dict(state)
 
 
 def _in_head(network: Any, key: str) -> bool:
-    """Whether a key of a timm network's state dict belongs to its classifier."""
-    heads = network.pretrained_cfg.get("classifier") or ()
+    """Whether a key of the network's state dict belongs to its classifier, where timm says which that is."""
+    heads = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
     return key.startswith(tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads)))
 
 
@@ -339,12 +339,12 @@ def _builder(model: ModelSettings) -> Callable[..., nn.Module]:
 
 
 def _timm_name(name: str) -> str:
-    """Return the name if timm knows it; one of its 1,300 models is always near enough to suggest."""
+    """Return the name if timm knows it; with 1,300 models one is always near enough to suggest."""
     import timm  # takes seconds
 
     if not timm.is_model(name):
-        nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0)
-        raise UserError(f"timm has no model {name!r}; the nearest names are {', '.join(nearest)}")
+        (nearest,) = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
+        raise UserError(f"unknown model '{TIMM}{name}'; did you mean '{TIMM}{nearest}'?")
     return name
 
 

@@ -96,17 +96,17 @@ AUGMENTATIONS = Registry(
 DATASETS = Registry(
     "dataset",
     {
-        "digits": "raybench.data:Digits",
-        "cifar10": "raybench.data:CIFAR10",
-        "cifar100": "raybench.data:CIFAR100",
-        "svhn": "raybench.data:SVHN",
-        "mnist": "raybench.data:MNIST",
-        "fashion_mnist": "raybench.data:FashionMNIST",
-        "imagefolder": "raybench.data:ImageFolder",
-        "parquet": "raybench.data:ParquetImages",
+        "digits": "raybench.datasets:Digits",
+        "cifar10": "raybench.datasets:CIFAR10",
+        "cifar100": "raybench.datasets:CIFAR100",
+        "svhn": "raybench.datasets:SVHN",
+        "mnist": "raybench.datasets:MNIST",
+        "fashion_mnist": "raybench.datasets:FashionMNIST",
+        "imagefolder": "raybench.datasets:ImageFolder",
+        "parquet": "raybench.datasets:ParquetImages",
     },
 )
-"""Classes of `raybench.data.Dataset`: which files it needs, and how they become uint8 arrays."""
+"""Classes of `raybench.datasets.Dataset`: which files it needs, and how they become uint8 arrays."""
 
 
 def check_model_name(name: str) -> None:

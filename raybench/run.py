@@ -49,7 +49,7 @@ def run_missing(suite: Suite, trials: Sequence[Trial], store: Store, options: Op
         from raybench import schedule  # seconds: not for a run that has nothing to do
     with contextlib.ExitStack() as stack:
         with console.status("starting Ray" if options.address == "local" else f"joining Ray at {options.address}"):
-            cluster = stack.enter_context(schedule.connect(options.address))
+            cluster = stack.enter_context(schedule.connect(options.address, verbose=options.verbose))
         slots = cluster.slots(todo[0].typed().resources)
         console.print(
             f"Ray: {cluster.nodes} node{'s' * (cluster.nodes != 1)}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"

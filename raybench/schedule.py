@@ -91,8 +91,10 @@ class Cluster:
 
 
 @contextmanager
-def connect(address: str) -> Iterator[Cluster]:
+def connect(address: str, *, verbose: bool = False) -> Iterator[Cluster]:
     """Start a cluster on this machine (``local``) or join one (``auto``, ``host:port``), for the ``with`` block.
+
+    What Ray prints to stdout meanwhile is dropped, or with ``verbose`` goes to stderr: stdout is for tables.
 
     Raises:
         UserError: if there is no cluster at ``address``.
@@ -101,17 +103,20 @@ def connect(address: str) -> Iterator[Cluster]:
         raise UserError(f"--address {address}: Ray Client is not supported: use `auto` on the head, or host:6379")
     if address != "local" and "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray does so for `auto` only; host:port would hang
-    try:
-        context = ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": ACTOR_ENVIRONMENT},
-        )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--address {address}: no Ray cluster answers there: {reason}") from None
-    try:
+    with contextlib.ExitStack() as stack:
+        elsewhere = sys.stderr if verbose else stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(elsewhere))
+        try:
+            context = ray.init(
+                address=address,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+                runtime_env={"env_vars": ACTOR_ENVIRONMENT},
+            )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"--address {address}: no Ray cluster answers there: {reason}") from None
+        stack.callback(ray.shutdown)
         total = ray.cluster_resources()
         yield Cluster(
             cpus=int(total.get("CPU", 0)),
@@ -119,8 +124,6 @@ def connect(address: str) -> Iterator[Cluster]:
             nodes=sum(node["Alive"] for node in ray.nodes()),
             dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
         )
-    finally:
-        ray.shutdown()
 
 
 def run(
@@ -264,7 +267,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         known = self.open.get(trial.config["id"])
         if known is not None:
-            error = trial.get_pickled_error() or trial.get_error()
+            # Where Tune writes it; its get_pickled_error() looks in the storage folder, where it arrives later.
+            error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
             died = isinstance(error, ray.exceptions.RayActorError)
             self.give_up(known, f"{type(error).__name__}: {error}", "crashed" if died else "error")
 
@@ -286,7 +290,9 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 class _Silence(TrialProgressCallback):  # type: ignore[misc]
     """Stands in the place of Tune's own progress lines, which go to stdout."""
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         pass
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -8,9 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 Metric = Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"]
+
+
+PARTIAL = {"partial": True}
+"""The validation context of settings that further axes complete: rules over several keys are not applied yet."""
 
 
 class Section(BaseModel):
@@ -19,17 +34,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Named(BaseModel):
-    """A block that names a registered thing and passes every other key on to it as an option."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-
-    name: str = Field(description="The registered name; all other keys are options of what it names.")
+class ByName(BaseModel):
+    """A block that may be written as its ``name`` alone."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler(core)]}
+
+
+class Named(ByName):
+    """A block that names a registered thing and passes every other key on to it as an option."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(description="The registered name; all other keys are options of what it names.")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -74,9 +97,23 @@ class DatasetSettings(Section):
     @field_validator("folder")
     @classmethod
     def _below_data_dir(cls, value: str | None) -> str | None:
-        if value is not None and (value.startswith(("/", "~", "\\")) or ".." in value.split("/") or ":" in value):
-            raise ValueError("must be a relative folder below --data-dir: give the place itself with --data-dir")
+        if value is not None and (value.startswith(("/", "~")) or ".." in value.split("/") or {*value} & {*":\\"}):
+            raise ValueError(
+                f"{value!r} is not right: must be a relative folder below --data-dir, such as 'pets/train';"
+                " give the place itself with --data-dir"
+            )
         return value
+
+    @field_validator("validation", mode="wrap")
+    @classmethod
+    def _one_of_four(cls, value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validated(value)
+        except ValidationError:
+            raise ValueError(
+                f"{value!r} is not right: must be `test`, `split`, `{{size: N}}` or `{{fraction: F}}` with F between"
+                " 0 and 1"
+            ) from None
 
 
 class EarlyStopping(Section):
@@ -87,7 +124,7 @@ class EarlyStopping(Section):
     min_delta: float = Field(0.0, ge=0)
 
 
-class Optimizer(Section):
+class Optimizer(Section, ByName):
     """The optimizer; ``optimizer: sgd`` is short for ``optimizer: {name: sgd}``."""
 
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
@@ -96,13 +133,10 @@ class Optimizer(Section):
     weight_decay: float = Field(0.0, ge=0)
     decay: float = Field(0.0, ge=0, description="Inverse-time decay per step, Keras' `decay`: lr / (1 + decay * step).")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
-    def _fits(self) -> Optimizer:
+    def _fits(self, info: ValidationInfo) -> Optimizer:
+        if info.context == PARTIAL:
+            return self
         if self.momentum and self.name not in ("sgd", "rmsprop"):
             raise ValueError(f"{self.name} has no momentum: use sgd or rmsprop")
         if self.nesterov and (self.name != "sgd" or not self.momentum):
@@ -131,7 +165,7 @@ class Resources(Section):
     """What one trial asks of the cluster."""
 
     cpus: int = Field(1, ge=1, description="CPU cores, and threads, of each worker of a trial.")
-    gpus: float = Field(0, ge=0, description="GPUs of each worker; below 1, trials share one. Unused where none is.")
+    gpus: float = Field(0.0, ge=0, description="GPUs of each worker; below 1, trials share one. Unused where none is.")
     workers: int = Field(1, ge=1, description="Processes that train one trial together (DistributedDataParallel).")
 
     @field_validator("gpus")
@@ -140,9 +174,6 @@ class Resources(Section):
         if value > 1 and value != int(value):
             raise ValueError("must be a fraction below 1 or a whole number")
         return value
-
-
-AugmentationSpec = list[Named]
 
 
 def augmentation_parts(value: Any) -> Any:
@@ -166,18 +197,20 @@ def augmentation_parts(value: Any) -> Any:
     return full
 
 
+AugmentationSpec = Annotated[
+    list[Named],
+    BeforeValidator(
+        augmentation_parts, json_schema_input_type=str | dict[str, Any] | list[str | dict[str, Any] | None] | None
+    ),
+    Field(description="One name, or a list of parts applied in order."),
+]
+
+
 class TrialSettings(Section):
     """Everything that decides what one trial computes, but its seed."""
 
     dataset: DatasetSettings
     model: ModelSettings
-    augmentation: Annotated[AugmentationSpec, Field(description="One name, or a list of parts applied in order.")] = [
-        Named(name="none")
-    ]
+    augmentation: AugmentationSpec = [Named(name="none")]
     train: TrainSettings = TrainSettings()  # type: ignore[call-arg]
     resources: Resources = Resources()  # type: ignore[call-arg]
-
-    @field_validator("augmentation", mode="before")
-    @classmethod
-    def _parts(cls, value: Any) -> Any:
-        return augmentation_parts(value)

@@ -46,19 +46,16 @@ def _schema(row: type) -> pa.Schema:
 
 TRIALS = _schema(TrialRow)
 EPOCHS = _schema(EpochRow)
-
-
-def _predictions_schema(classes: int) -> pa.Schema:
-    return pa.schema(
-        [
-            ("trial_id", pa.string()),
-            ("index", pa.int32()),
-            ("label", pa.int16()),
-            ("prediction", pa.int16()),
-            ("logits", pa.list_(pa.float16(), classes)),
-        ],
-        metadata={"raybench_schema": str(SCHEMA_VERSION)},
-    )
+PREDICTIONS = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("index", pa.int32()),
+        ("label", pa.int16()),
+        ("prediction", pa.int16()),
+        ("logits", pa.list_(pa.float16())),  # of no fixed length: a suite's datasets may differ in their classes
+    ],
+    metadata=TRIALS.metadata,
+)
 
 
 def axis_types(suite: Suite) -> dict[str, pa.DataType]:
@@ -79,6 +76,8 @@ class Store:
     def __init__(self, root: Path, suite: Suite) -> None:
         self.folder = root / suite.name
         self._axes = axis_types(suite)
+        trials = pa.schema([*TRIALS, *self._axes.items()], metadata=TRIALS.metadata)
+        self._schemas: dict[Kind, pa.Schema] = {"trials": trials, "epochs": EPOCHS, "predictions": PREDICTIONS}
         self._lock = filelock.FileLock(self.folder / ".lock")
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -93,14 +92,16 @@ class Store:
             for kind in get_args(Kind):
                 (self.folder / kind).mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
-            for left in self.folder.glob("*/.*.tmp"):  # of a driver that was killed while it wrote
+            for left in self.folder.rglob(".*.tmp"):  # of a driver that was killed while it wrote
                 left.unlink()
             _replace(self.folder / SNAPSHOT, json.dumps(snapshot, indent=1, default=str).encode())
         except filelock.Timeout:
             raise UserError(
-                f"{self.folder}: another raybench run is writing here: wait for it, stop it, or choose another --results"
+                f"{self.folder}: another raybench run is writing here: wait for it, stop it, or choose another"
+                " --results"
             ) from None
         except OSError as error:
+            self.close()
             raise UserError(
                 f"{self.folder}: cannot be written: {error.strerror or error}; choose another --results"
             ) from None
@@ -109,39 +110,34 @@ class Store:
         self._lock.release()
 
     def write(self, outcome: Outcome) -> None:
-        """Store a trial: its predictions and epochs first, its row last. An earlier row of the same trial is replaced.
+        """Store a trial: its predictions and epochs first, its row last. What an earlier attempt stored is replaced.
 
         Raises:
             OSError: if the disk is full or gone; what was stored before is intact.
         """
-        trial_id = outcome.row.trial_id
-        if outcome.predictions is not None:
-            self._write("predictions", trial_id, _predictions_table(trial_id, outcome.predictions))
-        if outcome.epochs:
-            rows = [dataclasses.asdict(row) for row in outcome.epochs]
-            self._write("epochs", trial_id, pa.Table.from_pylist(rows, EPOCHS))
         values = dataclasses.asdict(outcome.row)
         axes = values.pop("axes")
         for name, kind in self._axes.items():
             values[name] = str(axes[name]) if kind == pa.string() else axes[name]
-        schema = pa.schema([*TRIALS, *self._axes.items()], metadata=TRIALS.metadata)
-        self._write("trials", trial_id, pa.Table.from_pylist([values], schema))
-
-    def _write(self, kind: Kind, trial_id: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        _replace(self.folder / kind / f"{trial_id}.parquet", sink.getvalue())
+        tables: dict[Kind, pa.Table | None] = {
+            "predictions": outcome.predictions and _predictions_table(outcome.row.trial_id, outcome.predictions),
+            "epochs": pa.Table.from_pylist([dataclasses.asdict(row) for row in outcome.epochs], EPOCHS),
+            "trials": pa.Table.from_pylist([values], self._schemas["trials"]),
+        }
+        for kind, table in tables.items():
+            path = self.folder / kind / f"{outcome.row.trial_id}.parquet"
+            if table:
+                sink = pa.BufferOutputStream()
+                pq.write_table(table, sink, compression="zstd")
+                _replace(path, sink.getvalue())
+            else:
+                path.unlink(missing_ok=True)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, kind: Kind = "trials", columns: Sequence[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """Return all rows of one kind, and a line for each file that could not be read (its trial counts as not run)."""
-        table, damaged = read_folder(self.folder / kind, columns)
-        if kind == "trials":
-            missing = {name: pa.nulls(len(table), type_) for name, type_ in self._axes.items()}
-            for name, nulls in missing.items():
-                if name not in table.column_names and (columns is None or name in columns):
-                    table = table.append_column(name, nulls)
+        """Return all rows of one kind, and a line for each file that cannot be read: its trial counts as not run."""
+        table, damaged = read_folder(self.folder / kind, self._schemas[kind], columns)
         return table.to_pandas(), damaged
 
     def done(self) -> tuple[dict[str, str], list[str]]:
@@ -151,35 +147,31 @@ class Store:
         return dict(zip(rows["trial_id"], rows["status"], strict=True)), damaged
 
 
-def read_folder(folder: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
-    """Read every Parquet file of ``folder`` into one table; files of earlier versions get nulls for newer columns."""
-    expected = {"trials": TRIALS, "epochs": EPOCHS}.get(folder.name)
+def read_folder(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
+    """Read every Parquet file of ``folder`` into one table, and return a line for each that is not readable.
+
+    A column that a file lacks, because raybench or the suite got it later, is null there.
+    """
     files = sorted(str(path) for path in folder.glob("[!._]*.parquet"))
-    if not files:
-        return (expected or _predictions_schema(0)).empty_table(), []
+    columns = columns or schema.names
     try:
-        # All files of one suite share a schema but for columns that were added later: the newest file has them all.
-        newest = max(files, key=lambda file: os.stat(file).st_mtime_ns)
-        table = ds.dataset(files, schema=pq.read_schema(newest), format="parquet").to_table(columns=columns)
-        return table, []
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowKeyError, OSError):
-        return _read_one_by_one(files, columns)
+        return _read(files, schema, columns), []
+    except (pa.ArrowException, OSError):  # find out which
+        tables, damaged = [schema.empty_table().select(columns)], []
+        for file in files:
+            try:
+                tables.append(_read([file], schema, columns))
+            except (pa.ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0].rpartition(f"{file}': ")[2]
+                damaged.append(f"{file}: not a readable result ({reason}); its trial is not counted")
+        return pa.concat_tables(tables), damaged
 
 
-def _read_one_by_one(files: Sequence[str], columns: Sequence[str] | None) -> tuple[pa.Table, list[str]]:
-    """Read what can be read, and say which files cannot."""
-    tables, damaged = [], []
-    for file in files:
-        try:
-            # ParquetFile reads just this file; read_table would take the folder's name for a partition.
-            tables.append(pq.ParquetFile(file).read(columns=columns))
-        except (pa.ArrowException, OSError) as error:
-            damaged.append(
-                f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}); its trial is not counted"
-            )
-    if not tables:
-        return TRIALS.empty_table(), damaged
-    return pa.concat_tables(tables, promote_options="permissive"), damaged
+def _read(files: Sequence[str], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    table = ds.dataset(files, schema=schema, format="parquet").to_table([*{"trial_id": None, **dict.fromkeys(columns)}])
+    if table["trial_id"].null_count:
+        raise pa.ArrowInvalid("no trial_id in it")
+    return table.select(columns)
 
 
 def read_snapshot(folder: Path) -> dict[str, Any]:
@@ -198,16 +190,21 @@ def read_snapshot(folder: Path) -> dict[str, Any]:
 
 def _predictions_table(trial_id: str, predictions: Predictions) -> pa.Table:
     n, classes = predictions.logits.shape
-    logits = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(predictions.logits).reshape(-1)), classes)
+    offsets = pa.array(np.arange(n + 1, dtype=np.int32) * classes)
+    logits = pa.ListArray.from_arrays(offsets, pa.array(predictions.logits.reshape(-1)))
     columns = [pa.repeat(trial_id, n), predictions.index, predictions.label, predictions.prediction, logits]
-    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=_predictions_schema(classes))
+    return pa.Table.from_arrays([pa.array(column) for column in columns], schema=PREDICTIONS)
 
 
 def _replace(path: Path, content: bytes | pa.Buffer) -> None:
     """Write ``content`` to ``path`` in one step: readers see the old file or the new one, even after a power cut."""
     beside = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:  # a full disk: do not keep half a file on it
+        beside.unlink(missing_ok=True)
+        raise

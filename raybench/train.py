@@ -95,7 +95,7 @@ class Training:
         torch.manual_seed(stream(seed, "weights"))
         model = models.build(settings.model, data.shape, self.classes)
         self.weights_fingerprint = models.weights_fingerprint(settings.model, model)
-        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.step_model: nn.Module = self.model
         if world.size > 1:
             self.step_model = nn.parallel.DistributedDataParallel(self.model)
@@ -169,8 +169,8 @@ class Training:
         count = 0
         for start in range(0, len(feed), batch):
             chosen = positions[start : start + batch]
-            if start and len(chosen) < 2 * self.world.size:
-                break  # batch norm needs two images in every process
+            if start and len(chosen) < min(batch, 2 * self.world.size):
+                break  # a remainder in which batch norm would not find two images in every process
             images, labels = feed.batch(chosen[mine])
             uniform = self.augmentation.draw(len(chosen), generator, self.device)
             images = self.augmentation.train(images, uniform[mine])
@@ -180,7 +180,7 @@ class Training:
             self._decay_lr()
             self.optimizer.zero_grad(set_to_none=True)
             # DistributedDataParallel averages over processes: scaled so, the step is that of the whole batch's mean.
-            (loss * (self.world.size / len(chosen))).backward()
+            (loss * (self.world.size / len(chosen))).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.steps += 1
             totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).sum()])
@@ -211,7 +211,7 @@ class Training:
                 dist.broadcast(buffer, 0)
         positions = torch.arange(self.world.rank, len(feed), self.world.size, device=self.device)
         full = torch.zeros(len(feed), self.classes, device=self.device)
-        for chosen in positions.split(EVALUATION_BATCH):
+        for chosen in torch.split(positions, EVALUATION_BATCH):
             images, _ = feed.batch(chosen)
             with self._autocast():
                 logits = self.model(self.augmentation.evaluate(images))
@@ -265,10 +265,10 @@ class _Patience:
 
 
 def is_better(metric: str, value: float, than: float, by: float = 0.0) -> bool:
-    """Whether ``value`` improves on ``than`` by more than ``by``. Any number is better than NaN, and NaN than nothing."""
+    """Whether ``value`` improves on ``than`` by more than ``by``, as Keras computes it; any number improves on NaN."""
     if math.isnan(than):
         return not math.isnan(value)
-    return value < than - by if metric.endswith("loss") else value > than + by
+    return value + by < than if metric.endswith("loss") else value - by > than
 
 
 def loss_sum(loss: str, logits: Tensor, labels: Tensor) -> Tensor:
@@ -322,10 +322,7 @@ class Feed:
 
         The pixels lie channels last in memory, the layout that convolutions want.
         """
-        if self.pixels is None:
-            pixels = torch.from_numpy(self.part.gather(at.numpy())[0])
-        else:
-            pixels = self.pixels[at]
+        pixels = torch.from_numpy(self.part.gather(at.numpy())[0]) if self.pixels is None else self.pixels[at]
         return pixels.permute(0, 3, 1, 2).float().div_(255), self.labels[at]
 
 

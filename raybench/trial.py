@@ -19,6 +19,7 @@ import random
 import socket
 import time
 import traceback
+import zipfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,11 +29,11 @@ import numpy as np
 import torch
 
 from raybench import __version__, augment
-from raybench.data import TrialData, cache_folder
+from raybench.data import TrialData, cache_folder, digest
 from raybench.errors import DataError, WeightsError
 from raybench.plan import Trial, stream
 from raybench.records import OWN_COLUMN, EpochRow, ErrorClass, Outcome, Predictions, TrialRow
-from raybench.settings import TrialSettings
+from raybench.settings import HeldOut, TrialSettings
 from raybench.train import Diverged, History, Report, Statistics, Training, World
 
 
@@ -102,8 +103,8 @@ def run_trial(
 def planned_row(trial: Trial) -> TrialRow:
     """Return the row of a trial of which nothing is known but its plan: a failed one, until it has finished."""
     settings = trial.typed()
-    validation = settings.dataset.validation
-    if not isinstance(validation, str):
+    validation: str | HeldOut = settings.dataset.validation
+    if isinstance(validation, HeldOut):
         validation = f"size {validation.size}" if validation.size else f"fraction {validation.fraction}"
     return TrialRow(
         trial_id=trial.id,
@@ -151,17 +152,16 @@ def fit_augmentation(settings: TrialSettings, data: TrialData) -> Statistics:
     augmentation = augment.build(settings.augmentation)
     if augmentation.key is None:
         return {}
-    part = data.train()
-    content = f"{data.fingerprint}/{hashlib.sha256(part.index.tobytes()).hexdigest()}/{augmentation.key}"
+    content = f"{data.fingerprint}/{digest(data.division)}/{augmentation.key}"
     folder = cache_folder() / "statistics"
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"
-    # Not there yet, or torn by a power cut: fitted (again).
-    with contextlib.suppress(OSError, ValueError), np.load(path) as stored:
+    torn = ValueError, EOFError, zipfile.BadZipFile
+    with contextlib.suppress(FileNotFoundError, *torn), open(path, "rb") as file, np.load(file) as stored:
         return dict(stored)
-    statistics = augmentation.fit(part.gather(slice(None))[0])
+    statistics = augmentation.fit(data.train().gather(slice(None))[0])
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{path.name}.{os.getpid()}.npz"
-    np.savez(beside, **statistics)
+    np.savez(beside, allow_pickle=False, **statistics)
     os.replace(beside, path)
     return statistics
 
@@ -205,6 +205,9 @@ def _fresh_process(seed: int, threads: int) -> Iterator[None]:
     """Give the trial the state of a new process, whatever the trial before left behind."""
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.set_flush_denormal(False)
     torch.use_deterministic_algorithms(False)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.benchmark = False
@@ -223,7 +226,7 @@ def _fresh_process(seed: int, threads: int) -> Iterator[None]:
 
 
 @functools.cache
-def versions() -> dict[str, str]:
+def versions() -> dict[str, Any]:
     """Return the columns that say which software computed a row."""
     packages = ("torch", "torchvision", "timm", "numpy")
     return {

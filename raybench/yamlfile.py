@@ -2,60 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from raybench.errors import SuiteError
+
+Marks = Mapping[str, tuple[int, int]]
+"""Dotted path of a key -> its line and column, from 1. ``a.b: 1`` and ``a: {b: 1}`` are one path."""
 
 
 class Complaints:
     """Turns a key's path in the document into ``file:line:column: key``."""
 
-    def __init__(self, source: str, root: Node | None) -> None:
+    def __init__(self, source: str, marks: Marks | None = None) -> None:
         self.source = source
-        self.marks: dict[tuple[Any, ...], tuple[int, int]] = dict(_marks(root)) if root is not None else {}
-        self.said_by: dict[tuple[Any, ...], str] = {}
-        """Keys that came from ``--set`` and not from the file."""
+        self.marks = marks or {}
+        self.said_by: dict[str, str] = {}
+        """Dotted paths that came from ``--set`` and not from the file -> the text given there."""
         self.names = True
         """Whether a registered name that is not known is worth a complaint."""
 
-    def at(self, loc: Sequence[Any], message: str) -> SuiteError:
-        """Return the error for the key at ``loc``, or at its nearest parent that the document has."""
-        key = ".".join(str(part) for part in loc)
-        prefixes = [tuple(loc[:length]) for length in range(len(loc), -1, -1)]
-        for prefix in prefixes:
-            if prefix in self.said_by:
-                return SuiteError(f"--set {self.said_by[prefix]}: {key}: {message}")
-        line, column = next((self.marks[prefix] for prefix in prefixes if prefix in self.marks), (1, 1))
-        return SuiteError(f"{self.source}:{line}:{column}: {key + ': ' if key else ''}{message}")
+    def at(self, path: Iterable[str | int], message: str) -> SuiteError:
+        """Return the error for the key at ``path``, at the place of the nearest key that the document has."""
+        key = ".".join(str(part) for part in path)
+        above = list(_above(key))
+        said = [*(path for path in above if path in self.said_by), *(p for p in self.said_by if p.startswith(f"{key}."))]
+        if said:
+            return SuiteError(f"--set {self.said_by[said[0]]}: {key}: {message}")
+        line, column = next((self.marks[path] for path in above if path in self.marks), (1, 1))
+        return SuiteError(f"{self.source}:{line}:{column}: {key}: {message}")
 
 
-def _marks(node: Node, loc: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], tuple[int, int]]]:
-    """Yield (path of a key, (line, column)) for everything below ``node``, counted from 1."""
-    yield loc, (node.start_mark.line + 1, node.start_mark.column + 1)
+def _above(key: str) -> Iterator[str]:
+    """Yield a dotted path, its parent, its parent's parent, ... and the root, which is empty."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
+    yield ""
+
+
+class _Constructor(SafeConstructor):
+    """Keys are words whatever they look like (``8: ...``, ``off: ...``), and so are dates, which YAML 1.2 does not have."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode):
+                raise ConstructorError(None, None, "a key must be a word", key.start_mark)
+            if key.tag != "tag:yaml.org,2002:merge":
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+def parse_yaml(text: str, source: str) -> tuple[Any, Marks]:
+    """Return the YAML 1.2 document (``1e-3`` is a number, ``off`` a word), and where its keys stand.
+
+    Raises:
+        SuiteError: if it is not YAML.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    where, problem = "1:1", ""
+    try:
+        root = yaml.compose(text)
+        if root is None:
+            return None, {}
+        return yaml.constructor.construct_document(root), dict(_marks(root))
+    except MarkedYAMLError as error:
+        if mark := error.problem_mark or error.context_mark:
+            where = f"{mark.line + 1}:{mark.column + 1}"
+        problem = str(error.problem or error.context)
+        if problem.startswith("but "):
+            problem = f"{error.context} {problem}"
+    except (YAMLError, ValueError, KeyError) as error:  # the last two: a tag such as !!int before what is none
+        problem = str(error)
+    except RecursionError:
+        problem = "nested without end"
+    raise SuiteError(f"{source}:{where}: not valid YAML: {' '.join(problem.split())}")
+
+
+def _marks(node: Node, path: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield (dotted path, (line, column)) of everything in ``node``."""
+    yield path, (node.start_mark.line + 1, node.start_mark.column + 1)
     if isinstance(node, MappingNode):
         for key, value in node.value:
-            below = (*loc, key.value)
+            below = f"{path}.{key.value}".lstrip(".")
             yield from _marks(value, below)
             yield below, (key.start_mark.line + 1, key.start_mark.column + 1)
     elif isinstance(node, SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _marks(value, (*loc, index))
-
-
-def parse_yaml(text: str, source: str) -> tuple[Any, Node | None]:
-    """Return the YAML 1.2 document (``1e-3`` is a number, ``off`` a word) and its tree of positions."""
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        return yaml.load(text), yaml.compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
-        problem = " ".join(str(error.problem or error.context).split())
-        raise SuiteError(f"{source}:{where}: not valid YAML: {problem}") from None
-    except YAMLError as error:
-        raise SuiteError(f"{source}:1:1: not valid YAML: {' '.join(str(error).split())}") from None
+            yield from _marks(value, f"{path}.{index}")

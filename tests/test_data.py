@@ -28,8 +28,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from raybench import data
-from raybench.data import Dataset, Images, Source, cache_folder, digest, divide, load, trial_data
+from raybench import datasets as ours
+from raybench.data import Source, cache_folder, digest, divide, load, trial_data
+from raybench.datasets import Dataset, Images
 from raybench.errors import DataError
 from raybench.registry import DATASETS
 from raybench.settings import DatasetSettings, HeldOut
@@ -114,7 +115,7 @@ def write_cifar10(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_cifar100(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_pickles(place, monkeypatch, "CIFAR100", "fine_labels", list(data.CIFAR100.classes))
+    write_pickles(place, monkeypatch, "CIFAR100", "fine_labels", list(ours.CIFAR100.classes))
 
 
 def write_svhn(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,14 +325,14 @@ def test_missing_files_say_what_to_fetch_and_where_to_put_it(name, tmp_path, mon
 def test_urls_and_names_are_those_of_torchvision():
     from torchvision import datasets
 
-    assert data.CIFAR10.url == datasets.CIFAR10.url
-    assert data.CIFAR100.url == datasets.CIFAR100.url
-    assert data.FashionMNIST.classes == tuple(datasets.FashionMNIST.classes)
-    assert len(set(data.CIFAR100.classes)) == 100
-    assert list(data.CIFAR100.classes) == sorted(data.CIFAR100.classes)
-    assert expanded(data.SVHN.url) == {datasets.SVHN.split_list[split][0] for split in ("train", "test")}
-    for ours, theirs in ((data.MNIST, datasets.MNIST), (data.FashionMNIST, datasets.FashionMNIST)):
-        assert expanded(ours.url) == {theirs.mirrors[0] + name for name, _ in theirs.resources}
+    assert ours.CIFAR10.url == datasets.CIFAR10.url
+    assert ours.CIFAR100.url == datasets.CIFAR100.url
+    assert ours.FashionMNIST.classes == tuple(datasets.FashionMNIST.classes)
+    assert len(set(ours.CIFAR100.classes)) == 100
+    assert list(ours.CIFAR100.classes) == sorted(ours.CIFAR100.classes)
+    assert expanded(ours.SVHN.url) == {datasets.SVHN.split_list[split][0] for split in ("train", "test")}
+    for mine, theirs in ((ours.MNIST, datasets.MNIST), (ours.FashionMNIST, datasets.FashionMNIST)):
+        assert expanded(mine.url) == {theirs.mirrors[0] + name for name, _ in theirs.resources}
 
 
 def expanded(url: str) -> set[str]:
@@ -370,7 +371,7 @@ def test_two_at_once_download_and_decode_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
     monkeypatch.setattr(utils, "_urlretrieve", retrieve)
-    decoded = counted(monkeypatch, data.CIFAR10)
+    decoded = counted(monkeypatch, ours.CIFAR10)
     with ThreadPoolExecutor(3) as threads:
         sources = list(threads.map(lambda _: load(DatasetSettings(name="cifar10"), tmp_path / "data"), range(3)))
     assert fetched == [datasets.CIFAR10.url]
@@ -484,7 +485,7 @@ def is_mapped(array: np.ndarray | mmap.mmap | None) -> bool:
 
 
 def test_cache_second_load_maps_what_the_first_decoded(tmp_path, monkeypatch):
-    decoded = counted(monkeypatch, data.ImageFolder)
+    decoded = counted(monkeypatch, ours.ImageFolder)
     settings = DatasetSettings(name="imagefolder")
     first, second = (load(settings, write_folder(tmp_path / "d")) for _ in "12")
     assert len(decoded) == 2  # the files were written anew
@@ -501,7 +502,7 @@ def test_cache_second_load_maps_what_the_first_decoded(tmp_path, monkeypatch):
 
 
 def test_cache_notices_a_changed_file_another_size_and_another_version(tmp_path, monkeypatch):
-    decoded = counted(monkeypatch, data.ImageFolder)
+    decoded = counted(monkeypatch, ours.ImageFolder)
     settings = DatasetSettings(name="imagefolder")
     file = write_folder(tmp_path / "d") / "test" / "a" / "0.png"
     load(settings, tmp_path / "d")
@@ -510,7 +511,7 @@ def test_cache_notices_a_changed_file_another_size_and_another_version(tmp_path,
     assert len(decoded) == 2
     load(settings.model_copy(update={"image_size": 4}), tmp_path / "d")
     assert len(decoded) == 3
-    monkeypatch.setattr(data.ImageFolder, "version", 2)
+    monkeypatch.setattr(ours.ImageFolder, "version", 2)
     load(settings, tmp_path / "d")
     assert len(decoded) == 4
     load(settings.model_copy(update={"train_size": 2, "seed": 5}), tmp_path / "d")
@@ -534,7 +535,7 @@ def test_cache_rebuilds_a_damaged_entry(damage, tmp_path, monkeypatch):
         (entry / "source.json").write_text('["no"]')
     else:
         pixels.write_bytes(b"")
-    decoded = counted(monkeypatch, data.ImageFolder)
+    decoded = counted(monkeypatch, ours.ImageFolder)
     for _ in range(2):
         again = load(settings, tmp_path / "d")
         assert (again.splits["train"].pixels == whole.splits["train"].pixels).all()
@@ -750,7 +751,7 @@ def test_trial_data_gathers_copies_and_pickles_without_the_images(tmp_path):
 
 @pytest.mark.skipif(not REAL_CIFAR10.is_dir(), reason=f"CIFAR-10 is not in {REAL_CIFAR10}: set RAYBENCH_TEST_CIFAR10")
 def test_real_cifar10(tmp_path, monkeypatch):
-    decoded = counted(monkeypatch, data.CIFAR10)
+    decoded = counted(monkeypatch, ours.CIFAR10)
     settings = DatasetSettings(name="cifar10")
     first, second = (load(settings, place, tmp_path) for place in (REAL_CIFAR10, REAL_CIFAR10.parent))
     assert len(decoded) == 1

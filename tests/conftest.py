@@ -1,0 +1,98 @@
+"""What several test files share: a cache of their own, suites from text, and a small made-up dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raybench import plan
+from raybench import suite as suites
+from raybench.data import Images, Source
+from raybench.plan import Trial
+from raybench.registry import MODELS
+from raybench.settings import TrialSettings
+from raybench.suite import Suite
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the user's cache out of the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYBENCH_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def load_suite(tmp_path: Path) -> Callable[..., tuple[Suite, list[Trial]]]:
+    """``load_suite(yaml, *sets)`` returns a suite and its trials."""
+
+    def load(text: str, *sets: str) -> tuple[Suite, list[Trial]]:
+        path = tmp_path / "suite.yaml"
+        path.write_text(text, encoding="utf-8")
+        suite = suites.load(path, sets)
+        return suite, plan.expand(suite)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def source() -> Source:
+    """90 + 40 images of 8x8 grey pixels: noise over one of three patterns, learnt within an epoch or two."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 200, (3, 8, 8, 1))
+
+    def images(count: int) -> Images:
+        labels = np.arange(count) % 3
+        return Images((patterns[labels] + rng.integers(0, 56, (count, 8, 8, 1))).astype(np.uint8), labels)
+
+    return Source({"train": images(90), "test": images(40)}, ("a", "b", "c"), "0123456789abcdef")
+
+
+@pytest.fixture(scope="session")
+def make_trial() -> Callable[..., Trial]:
+    """``make_trial(seed, model=..., augmentation=..., dataset={...}, resources={...}, **train)`` returns a trial."""
+
+    def make(
+        seed: int = 0,
+        *,
+        model: Any = "mlp",
+        augmentation: Any = "none",
+        dataset: dict[str, Any] | None = None,
+        resources: dict[str, Any] | None = None,
+        **train: Any,
+    ) -> Trial:
+        settings = TrialSettings.model_validate(
+            {
+                "dataset": {"name": "digits", "validation": {"size": 30}, **(dataset or {})},
+                "model": model,
+                "augmentation": augmentation,
+                "train": {"epochs": 3, "batch_size": 16, **train},
+                "resources": resources or {},
+            }
+        ).model_dump()
+        return Trial(
+            id=plan.identity(settings, seed),
+            suite="tests",
+            labels={"seed": seed},
+            cell=(),
+            point=(),
+            seed=seed,
+            settings=settings,
+        )
+
+    return make
+
+
+@pytest.fixture
+def add_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
+    """``add_model(name, builder)`` registers a model until the test ends."""
+
+    def add(name: str, builder: Any) -> None:
+        monkeypatch.setitem(MODELS._entries, name, builder)
+
+    return add

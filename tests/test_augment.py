@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from raybench import augment
+from raybench.augment import Augmentation
+from raybench.errors import UserError
+from raybench.registry import AUGMENTATIONS
+from raybench.settings import Named, augmentation_parts
+
+COUNT, HEIGHT, WIDTH = 1500, 6, 8
+
+
+def make(spec: Any) -> Augmentation:
+    return augment.build([Named.model_validate(part) for part in augmentation_parts(spec)])
+
+
+def photographs(count: int = COUNT) -> np.ndarray:
+    """Images whose neighbouring pixels resemble each other, as those of photographs do."""
+    steps = np.random.default_rng(0).normal(size=(count, HEIGHT, WIDTH, 3))
+    images = 128 + 20 * steps.cumsum(1).cumsum(2)
+    return images.clip(0, 255).astype(np.uint8)
+
+
+def batch(images: int = 7) -> torch.Tensor:
+    return torch.from_numpy(photographs(images)).permute(0, 3, 1, 2) / 255
+
+
+def ready(spec: Any) -> Augmentation:
+    augmentation = make(spec)
+    augmentation.load(augmentation.fit(photographs()), "cpu")
+    return augmentation
+
+
+def draw(augmentation: Augmentation, images: int, seed: int = 0) -> torch.Tensor:
+    return augmentation.draw(images, torch.Generator().manual_seed(seed), "cpu")
+
+
+# Every registered augmentation
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+def test_an_augmentation_keeps_shape_type_and_layout(name):
+    augmentation = ready(name)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        images = batch().contiguous(memory_format=layout)
+        before = images.clone()
+        for result in (augmentation.train(images, draw(augmentation, 7)), augmentation.evaluate(images)):
+            assert result.shape == images.shape
+            assert result.dtype == torch.float32
+            assert result.isfinite().all()
+        assert augmentation.train(images, draw(augmentation, 7)).is_contiguous(memory_format=layout)
+        assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+def test_the_numbers_drawn_decide_the_images(name):
+    augmentation, images = ready(name), batch()
+    first = augmentation.train(images, draw(augmentation, 7))
+    assert torch.equal(first, augmentation.train(images, draw(augmentation, 7)))
+    assert torch.equal(first, augmentation.train(images, draw(augmentation, 7, seed=1))) == (augmentation.draws == 0)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+def test_every_image_has_parameters_of_its_own(name):
+    augmentation = ready(name)
+    same = batch(1).repeat(20, 1, 1, 1)
+    different = augmentation.train(same, draw(augmentation, 20)).flatten(1).unique(dim=0)
+    assert (len(different) > 1) == (augmentation.draws > 0)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+def test_workers_that_share_a_batch_augment_as_one_would(name):
+    augmentation, images = ready(name), batch(8)
+    uniform = draw(augmentation, 8)
+    whole = augmentation.train(images, uniform)
+    for rank in range(2):
+        torch.testing.assert_close(augmentation.train(images[rank::2], uniform[rank::2]), whole[rank::2])
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+def test_only_what_is_fitted_changes_images_for_evaluation(name):
+    augmentation, images = ready(name), batch()
+    assert torch.equal(augmentation.evaluate(images), images) == (augmentation.key is None)
+
+
+def test_drawing_asks_the_given_stream_only():
+    augmentation = make("aug2")
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    uniform = draw(augmentation, 5)
+    assert uniform.shape == (5, 6)
+    assert ((uniform >= 0) & (uniform < 1)).all()
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# Geometry
+
+
+def test_a_shift_by_whole_pixels_rolls_the_image_and_repeats_its_border():
+    images = torch.rand(2, 3, 4, 8)
+    shifted = make({"shift": {"x": 0.25, "y": 0.5}}).train(images, torch.tensor([[0.0, 0.5], [0.5, 0.0]]))
+    right = torch.roll(images[0], 2, dims=2)  # 0 is one end of the range: two pixels of eight
+    right[:, :, :2] = images[0, :, :, :1]
+    down = torch.roll(images[1], 2, dims=1)
+    down[:, :2] = images[1, :, :1]
+    torch.testing.assert_close(shifted, torch.stack([right, down]))
+
+
+def test_a_bare_shift_is_for_both_directions():
+    images, uniform = torch.rand(3, 1, 5, 7), torch.rand(3, 2)
+    both = make({"shift": {"x": 0.3, "y": 0.3}}).train(images, uniform)
+    assert torch.equal(make({"shift": 0.3}).train(images, uniform), both)
+
+
+@pytest.mark.parametrize(("uniform", "factor"), [(0.0, 0.6), (0.25, 0.8), (0.5, 1.0), (0.75, 1.2)])
+def test_a_zoom_shows_so_much_of_the_image_about_its_centre(uniform, factor):
+    columns, rows = torch.arange(9.0) - 4, torch.arange(5.0) - 2  # each pixel holds its distance from the centre
+    images = torch.stack([columns.expand(5, 9), rows[:, None].expand(5, 9)])[None]
+    x, y = make({"zoom": 0.4}).train(images, torch.tensor([[uniform, 0.5]]))[0]
+    torch.testing.assert_close(x, (columns * factor).clamp(-4, 4).expand(5, 9))
+    torch.testing.assert_close(y, images[0, 1])
+
+
+def test_a_rotation_turns_about_the_centre_of_an_image_that_is_not_square():
+    images = torch.rand(1, 3, 6, 10)
+    turned = make({"rotation": 180}).train(images, torch.tensor([[0.75]]))  # a quarter turn
+    torch.testing.assert_close(turned[..., 2:8], torch.rot90(images[..., 2:8], 1, dims=(2, 3)), atol=1e-5, rtol=0)
+
+
+def test_parts_act_in_their_order():
+    images = torch.rand(1, 1, 4, 4)
+    moved = make({"shift": 0.25}).train(images, torch.tensor([[0.0, 0.5]]))
+    uniform = torch.tensor([[0.0, 0.5, 0.0]])  # a pixel to the right and half a turn
+    then_turned = make([{"shift": 0.25}, {"rotation": 180}]).train(images, uniform)
+    torch.testing.assert_close(then_turned, moved.flip(2, 3), atol=1e-5, rtol=0)
+    turned_first = make([{"rotation": 180}, {"shift": 0.25}]).train(images, uniform.roll(1, dims=1))
+    expected = make({"shift": 0.25}).train(images.flip(2, 3), torch.tensor([[0.0, 0.5]]))
+    torch.testing.assert_close(turned_first, expected, atol=1e-5, rtol=0)
+
+
+def test_each_part_has_numbers_of_its_own():
+    images = torch.rand(1, 1, 4, 4)
+    uniform = torch.tensor([[0.0, 0.5, 0.7, 0.2]])
+    moved = make({"shift": 0.25}).train(images, uniform[:, :2])
+    flipped = make([{"shift": 0.25}, {"flip": {"horizontal": 0.5, "vertical": 0.5}}]).train(images, uniform)
+    assert torch.equal(flipped, moved.flip(2))
+
+
+def test_geometric_parts_agree_with_kornia():
+    transform = pytest.importorskip("kornia.geometry.transform")
+    images = torch.rand(6, 3, 12, 16)
+    augmentation = make([{"rotation": 30}, {"shift": {"x": 0.2, "y": 0.1}}, {"zoom": 0.3}])
+    uniform = draw(augmentation, 6)
+
+    matrices = []
+    for turn, right, down, wider, higher in (2 * uniform - 1).tolist():
+        cos, sin = math.cos(math.radians(30) * turn), math.sin(math.radians(30) * turn)
+        centre = np.array([[1, 0, 7.5], [0, 1, 5.5], [0, 0, 1]])
+        rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+        shift = np.array([[1, 0, 0.2 * 16 * right], [0, 1, 0.1 * 12 * down], [0, 0, 1]])
+        zoom = np.diag([1 + 0.3 * wider, 1 + 0.3 * higher, 1])
+        to_source = centre @ rotation @ shift @ zoom @ np.linalg.inv(centre)
+        matrices.append(torch.tensor(np.linalg.inv(to_source)[:2], dtype=torch.float32))
+    expected = transform.warp_affine(images, torch.stack(matrices), (12, 16), "bilinear", "border", align_corners=True)
+    torch.testing.assert_close(augmentation.train(images, uniform), expected, atol=1e-4, rtol=0)
+
+
+def test_neighbouring_geometric_parts_resample_once(monkeypatch):
+    calls = []
+    sample = functional.grid_sample
+    monkeypatch.setattr(functional, "grid_sample", lambda *args, **kw: calls.append(1) or sample(*args, **kw))
+    for spec, times in [("aug1", 1), ("aug2", 1), ("flip", 0), ([{"shift": 0.1}, "flip", {"zoom": 0.1}], 2)]:
+        calls.clear()
+        augmentation = ready(spec)
+        augmentation.train(batch(), draw(augmentation, 7))
+        assert len(calls) == times
+
+
+def test_a_flip_mirrors_exactly_where_the_number_is_below_the_probability():
+    images = torch.rand(4, 3, 5, 6)
+    uniform = torch.tensor([[0.2, 0.2], [0.2, 0.4], [0.6, 0.2], [0.6, 0.4]])
+    flipped = make({"flip": {"horizontal": 0.5, "vertical": 0.3}}).train(images, uniform)
+    expected = [images[0].flip(1, 2), images[1].flip(2), images[2].flip(1), images[3]]
+    assert torch.equal(flipped, torch.stack(expected))
+
+
+# Whitening
+
+
+def test_zca_makes_the_training_images_white():
+    white = ready({"zca": 1e-9}).evaluate(batch(COUNT)).flatten(1).double()
+    covariance = white.T @ white / COUNT
+    torch.testing.assert_close(covariance, torch.eye(len(covariance), dtype=torch.float64), atol=1e-3, rtol=0)
+
+
+def test_zca_is_keras_formula():
+    images = photographs() / 255
+    centred = (images - images.mean(axis=(0, 1, 2))).reshape(COUNT, -1)
+    u, s, _ = np.linalg.svd(centred.T @ centred / COUNT)
+    expected = (centred @ (u / np.sqrt(s + 1e-2)) @ u.T).reshape(images.shape)
+
+    augmentation = make({"zca": 1e-2})
+    statistics = augmentation.fit(photographs())
+    for array in statistics.values():
+        array.setflags(write=False)  # as arrays from Ray's object store are
+    augmentation.load(statistics, "cpu")
+    found = augmentation.evaluate(batch(COUNT)).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert statistics["zca_matrix"].dtype == np.float32
+
+
+def test_fitting_gives_the_same_bits_on_any_number_of_threads():
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(make("zca").fit(photographs()))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(np.array_equal(results[0][key], results[1][key]) for key in results[0])
+
+
+def test_whitening_keeps_its_digits_under_autocast():
+    augmentation, images = ready("zca"), batch()
+    expected = augmentation.evaluate(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(augmentation.evaluate(images), expected)
+
+
+def test_a_key_names_what_was_fitted():
+    assert make("aug1").key == make("zca").key == "zca-1e-06"
+    assert make({"zca": 1e-2}).key == "zca-0.01"
+    assert make("aug2").key is None
+    assert make("aug2").fit(photographs(2)) == {}
+
+
+# The suite's spelling
+
+
+def test_a_recipe_is_its_parts():
+    parts = [{"shift": 0.1}, {"zoom": {"range": 0.1}}, {"name": "flip", "horizontal": 0.5, "vertical": 0.5}]
+    augmentation, uniform = make("aug2"), draw(make("aug2"), 7)
+    assert torch.equal(augmentation.train(batch(), uniform), make(parts).train(batch(), uniform))
+    assert torch.equal(make(None).train(batch(), torch.empty(7, 0)), batch())
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("shfit", "unknown augmentation 'shfit'; did you mean 'shift'?"),
+        ({"flip": {"vertcal": 0.5}}, "augmentation 'flip' has no option 'vertcal'; did you mean 'vertical'?"),
+        ({"none": 3}, "augmentation 'none' has no option 'value'"),
+        ({"shift": 2}, "augmentation 'shift': x must be a number from 0 to 1, not 2"),
+        ({"zoom": "big"}, "augmentation 'zoom': range must be a number from 0 to 1, not 'big'"),
+        ({"rotation": -5}, "augmentation 'rotation': degrees must be a number from 0 to 180, not -5"),
+        ({"flip": True}, "augmentation 'flip': horizontal must be a number from 0 to 1, not True"),
+        ({"zca": 0}, "augmentation 'zca': eps must be a number from 1e-12 to 1, not 0"),
+        (["aug1", "zca"], "an augmentation can whiten only once: it has zca twice"),
+    ],
+)
+def test_mistakes_are_named(spec, message):
+    with pytest.raises(UserError) as error:
+        make(spec)
+    assert str(error.value) == message
+
+
+def test_whitening_refuses_images_whose_matrix_would_not_fit_in_memory():
+    with pytest.raises(UserError) as error:
+        make("zca").fit(np.zeros((2, 96, 96, 3), np.uint8))
+    assert str(error.value) == "zca is for images of at most 64x64x3 numbers, not 96x96x3"

@@ -1,0 +1,369 @@
+"""Trials on a real Ray: the same numbers as in this process, and faults that stay where they happen."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raybench.job import Job, prepare
+from raybench.plan import Trial, expand
+from raybench.records import EpochRow, Outcome, computed
+from raybench.settings import Resources
+from raybench.suite import load
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray 2.60 leaves sockets and files to the garbage collector, and warns about its own deprecated names.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self.epochs: list[tuple[str, int]] = []
+        self.starts: list[str] = []
+
+    def started(self, trial: Trial) -> None:
+        self.starts.append(trial.id)
+
+    def epoch(self, trial: Trial, row: EpochRow) -> None:
+        self.epochs.append((trial.id, row.epoch))
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        assert trial.id not in self.outcomes, "a trial ended twice"
+        self.outcomes[trial.id] = outcome
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    from raybench import schedule
+
+    with schedule.connect("local") as connected:
+        yield connected
+
+
+def job_of(folder: Path, text: str) -> tuple[Job, list[Trial], tuple[str, ...]]:
+    (folder / "suite.yaml").write_text(text)
+    suite = load(folder / "suite.yaml")
+    trials = expand(suite)
+    return prepare(suite, trials, folder), trials, suite.imports
+
+
+def assert_same(one: Outcome, other: Outcome) -> None:
+    """Bit for bit, but for times and places."""
+    # The commit may be unknown on one side; it is no computed column.
+    assert computed(one.row) == computed(other.row)
+    assert [computed(row) for row in one.epochs] == [computed(row) for row in other.epochs]
+    assert one.predictions is not None and other.predictions is not None
+    assert np.array_equal(one.predictions.logits, other.predictions.logits)
+    assert np.array_equal(one.predictions.index, other.predictions.index)
+
+
+SAME = """
+name: same
+dataset: {name: digits, train_size: 400}
+compare: {model: [small_cnn, mlp], augmentation: {none: none, all: [{shift: 0.1}, {rotation: 10}, {zca: 1e-2}]}}
+repeat: {seed: 2}
+train: {epochs: 3, lr: 3e-3, early_stopping: {patience: 2}}
+"""
+
+
+def test_rows_are_the_same_in_process_on_ray_in_fresh_and_reused_actors(cluster, tmp_path) -> None:
+    from raybench import schedule
+
+    job, trials, _ = job_of(tmp_path, SAME)
+    expected = {trial.id: job.run(trial) for trial in trials}
+    assert {outcome.row.status for outcome in expected.values()} <= {"completed", "stopped_early"}
+
+    # Eight trials on two slots: an actor's first trial is its first, the others find it used.
+    both, one = Heard(), Heard()
+    schedule.run(job, trials, both, cluster)
+    schedule.run(job, trials[::-1], one, cluster, max_concurrent=1)
+    for trial in trials:
+        assert_same(expected[trial.id], both.outcomes[trial.id])
+        assert_same(expected[trial.id], one.outcomes[trial.id])
+        epochs = expected[trial.id].row.epochs
+        assert [e for i, e in one.epochs if i == trial.id] == list(range(1, epochs + 1))
+    assert one.starts == [trial.id for trial in trials[::-1]]
+
+
+FAULTS_MODULE = """
+import ctypes, os, sys, time
+import torch
+from raybench.registry import MODELS
+from raybench.models import mlp
+
+def bad(name):
+    class Bad(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+        def forward(self, x):
+            if self.training:
+                FAULTS[name]()
+            return self.inner(x)
+    @MODELS.register(name)
+    def build(shape, classes):
+        return Bad(mlp(shape, classes))
+
+def raises(): raise ValueError("the user's own bug")
+def interrupt(): raise KeyboardInterrupt
+FAULTS = {
+    "raises": raises,
+    "exits": lambda: sys.exit(0),
+    "interrupts": interrupt,
+    "dies": lambda: os._exit(3),
+    "segfaults": lambda: ctypes.string_at(0),
+}
+for name in FAULTS:
+    bad(name)
+"""
+
+
+def test_a_fault_is_one_failed_row_and_harms_no_other_trial(cluster, tmp_path, monkeypatch) -> None:
+    from raybench import schedule
+
+    (tmp_path / "faulty_models.py").write_text(FAULTS_MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    job, trials, imports = job_of(
+        tmp_path,
+        """
+name: faults
+imports: [faulty_models]
+dataset: {name: digits, train_size: 100, test_size: 50}
+compare: {model: [mlp, raises, exits, interrupts, dies, segfaults]}
+repeat: {seed: 2}
+train: {epochs: 1}
+""",
+    )
+    heard = Heard()
+    schedule.run(job, trials, heard, cluster, imports=imports, paths=[str(tmp_path)])
+    rows = {(trial.cell[0], trial.seed): heard.outcomes[trial.id].row for trial in trials}
+    for seed in (0, 1):
+        assert rows["mlp", seed].status == "completed"
+        assert rows["raises", seed].error == "ValueError: the user's own bug"
+        assert "in raises" in rows["raises", seed].traceback
+        assert rows["exits", seed].error == "SystemExit: 0"
+        assert rows["interrupts", seed].error == "KeyboardInterrupt:"
+        for model in ("raises", "exits", "interrupts"):
+            assert (rows[model, seed].status, rows[model, seed].error_class) == ("failed", "error")
+        for model in ("dies", "segfaults"):
+            assert (rows[model, seed].status, rows[model, seed].error_class) == ("failed", "crashed"), rows[model, seed]
+
+
+GROUP = """
+name: group
+dataset: {name: digits, train_size: 400}
+model: mlp
+repeat: {seed: 1}
+train: {epochs: EPOCHS, lr: 3e-3}
+resources: {cpus: 1, workers: 2}
+"""
+
+
+def alive() -> list[str]:
+    """Return the placement groups and actors that live, but for Ray's one coordinator per cluster."""
+    from ray.util.state import list_actors, list_placement_groups
+
+    groups = [f"group {group['name']}" for group in list_placement_groups() if group["state"] != "REMOVED"]
+    actors = [
+        actor for actor in list_actors(filters=[("state", "!=", "DEAD")]) if actor["name"] != "AutoscalingCoordinator"
+    ]
+    return groups + [actor["class_name"] for actor in actors]
+
+
+def wait_until_nothing_lives(seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while alive() and time.monotonic() < until:
+        time.sleep(0.5)
+    assert alive() == []
+
+
+def test_a_worker_group_of_two_gives_a_valid_row(cluster, tmp_path) -> None:
+    from raybench import schedule
+
+    job, trials, _ = job_of(tmp_path, GROUP.replace("EPOCHS", "3"))
+    heard = Heard()
+    schedule.run(job, trials, heard, cluster)
+    (outcome,) = heard.outcomes.values()
+    assert outcome.row.status == "completed", outcome.row.traceback
+    assert outcome.row.workers == 2
+    assert [epoch for _, epoch in heard.epochs] == [1, 2, 3]
+    assert outcome.row.test_images == 500 == len(outcome.predictions.label)
+    right = (outcome.predictions.label == outcome.predictions.prediction).mean()
+    assert outcome.row.test_accuracy == pytest.approx(right) and right > 0.8
+    # The mlp has neither dropout nor batch norm: two processes take the steps of one, but for the order of additions.
+    alone = job.run(trials[0])
+    for one, two in zip(alone.epochs, outcome.epochs, strict=True):
+        assert two.train_loss == pytest.approx(one.train_loss, rel=1e-3)
+        assert two.val_loss == pytest.approx(one.val_loss, rel=1e-3)
+    wait_until_nothing_lives()
+
+
+def test_a_worker_group_that_is_stopped_leaves_nothing_behind(cluster, tmp_path) -> None:
+    from raybench import schedule
+
+    job, trials, _ = job_of(tmp_path, GROUP.replace("EPOCHS", "100000"))
+
+    class StopAfterThree(Heard):
+        def epoch(self, trial: Trial, row: EpochRow) -> None:
+            super().epoch(trial, row)
+            if len(self.epochs) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    heard = StopAfterThree()
+    with pytest.raises(schedule.Interrupted):
+        schedule.run(job, trials, heard, cluster)
+    assert heard.outcomes == {}
+    wait_until_nothing_lives()
+
+
+def test_a_failure_in_one_process_of_a_group_is_one_failed_row(cluster, tmp_path, monkeypatch) -> None:
+    from raybench import schedule
+
+    (tmp_path / "half_bad.py").write_text(
+        "import torch.distributed as dist\n"
+        "from raybench.models import mlp\n"
+        "from raybench.registry import MODELS\n"
+        "@MODELS.register('half_bad')\n"
+        "def half_bad(shape, classes):\n"
+        "    if dist.is_initialized() and dist.get_rank() == 1:\n"
+        "        raise ValueError('only in rank 1')\n"
+        "    return mlp(shape, classes)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = GROUP.replace("EPOCHS", "2").replace("model: mlp", "model: half_bad\nimports: [half_bad]")
+    job, trials, imports = job_of(tmp_path, text)
+    heard = Heard()
+    schedule.run(job, trials, heard, cluster, imports=imports, paths=[str(tmp_path)])
+    (outcome,) = heard.outcomes.values()
+    assert outcome.row.status == "failed"
+    assert "only in rank 1" in outcome.row.error
+    wait_until_nothing_lives()
+
+
+def test_ctrl_c_ends_the_sweep_and_keeps_what_had_finished(cluster, tmp_path) -> None:
+    from raybench import schedule
+
+    job, trials, _ = job_of(
+        tmp_path,
+        """
+name: interrupted
+dataset: {name: digits, train_size: 200, test_size: 50}
+model: mlp
+compare: {variant: {short: {train.epochs: 1}, endless: {train.epochs: 1000000}}}
+repeat: {seed: 3}
+""",
+    )
+
+    class StopAtFirstEnd(Heard):
+        def ended(self, trial: Trial, outcome: Outcome) -> None:
+            super().ended(trial, outcome)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    heard = StopAtFirstEnd()
+    with pytest.raises(schedule.Interrupted):
+        schedule.run(job, trials, heard, cluster)
+    assert "short" in {trial.cell[0] for trial in trials if trial.id in heard.outcomes}
+    assert len(heard.outcomes) < len(trials)
+    assert threading.current_thread() is threading.main_thread()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    wait_until_nothing_lives()
+
+
+def test_more_than_the_cluster_has_is_refused(cluster, tmp_path) -> None:
+    from raybench import schedule
+    from raybench.errors import UserError
+
+    job, trials, _ = job_of(tmp_path, GROUP.replace("EPOCHS", "1").replace("cpus: 1", "cpus: 4000"))
+    with pytest.raises(UserError) as refused:
+        schedule.run(job, trials, Heard(), cluster)
+    assert str(refused.value) == (
+        f"resources: a trial asks for 2 x (4000 CPUs, 0 GPUs), but the cluster has {cluster.cpus} CPUs and 0 GPUs:"
+        " ask for less, e.g. --set resources.cpus=1"
+    )
+
+
+def test_slots() -> None:
+    from raybench.schedule import Cluster
+
+    cluster = Cluster(cpus=16, gpus=2, nodes=1, dashboard=None)
+    slots = lambda **resources: cluster.slots(Resources(**resources))  # noqa: E731
+    assert slots(cpus=1) == 16
+    assert slots(cpus=3) == 5
+    assert slots(cpus=1, gpus=0.25) == 8
+    assert slots(cpus=1, gpus=0.1) == 16
+    assert slots(cpus=1, gpus=1, workers=2) == 1
+    assert slots(cpus=32) == 0
+    assert Cluster(cpus=4, gpus=0, nodes=1, dashboard=None).slots(Resources(cpus=1, gpus=0.5)) == 4
+
+
+def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypatch) -> None:
+    """Ray's memory monitor ends fit() itself; here fit() fails as it does then."""
+    from raybench import schedule
+
+    job, trials, _ = job_of(tmp_path, SAME)
+    del job
+    bad = trials[0]
+    rounds = []
+
+    class Fit:
+        def __init__(self, *_: object, tune_config, run_config) -> None:
+            self.ids, (self.watcher, *_) = list(tune_config.search_alg.ids), run_config.callbacks
+
+        def fit(self) -> None:
+            rounds.append(self.ids)
+            for trial_id in self.ids:
+                trial = type("T", (), {"config": {"id": trial_id}})
+                self.watcher.on_trial_start(0, [], trial)
+                if trial_id == bad.id:
+                    raise RuntimeError("1 worker(s) were killed due to the node running low on memory")
+                outcome = pickle.dumps(Outcome(row=schedule.planned_row(self.watcher.open[trial_id])))
+                self.watcher.on_trial_result(0, [], trial, {"outcome": outcome})
+
+    monkeypatch.setattr(schedule.tune, "Tuner", Fit)
+    heard = Heard()
+    schedule._run_kind(None, trials, heard, 2, str(tmp_path), threading.Event(), False)
+    assert len(rounds) == schedule.ATTEMPTS + 1
+    assert heard.starts.count(bad.id) == schedule.ATTEMPTS
+    assert set(heard.outcomes) == {trial.id for trial in trials}
+    row = heard.outcomes[bad.id].row
+    assert (row.status, row.error_class) == ("failed", "crashed")
+    assert row.error == ("lost 3 times: RuntimeError: 1 worker(s) were killed due to the node running low on memory")
+
+
+def test_an_address_without_a_cluster_is_one_line() -> None:
+    """In a process of its own: this one has a cluster."""
+    import subprocess
+    import sys
+
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:10001"):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "raybench.cli",
+                "run",
+                "quickstart",
+                "--address",
+                address,
+                "--results",
+                os.devnull + "x",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,608 @@
+"""Training: bit-identical repeats, the arithmetic of losses and optimizers, stopping and selection, two processes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from raybench import augment, models
+from raybench.data import Source, TrialData, load, trial_data
+from raybench.plan import Trial
+from raybench.records import EpochRow, Outcome, computed
+from raybench.settings import DatasetSettings, EarlyStopping, ModelSettings, Optimizer, TrainSettings
+from raybench.train import History, Training, World, _Best, _Patience, is_better, loss_sum, make_optimizer
+from raybench.trial import fit_augmentation, run_trial
+
+GOLDEN = Path(__file__).parent / "golden"
+MakeTrial = Callable[..., Trial]
+AddModel = Callable[[str, Any], None]
+OPTIMIZERS = get_args(Optimizer.model_fields["name"].annotation)
+LOSSES = get_args(TrainSettings.model_fields["loss"].annotation)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return load(DatasetSettings(name="digits"), tmp_path_factory.mktemp("data"))
+
+
+def data_for(trial: Trial, source: Source) -> TrialData:
+    return trial_data(source, trial.typed().dataset)
+
+
+def run(trial: Trial, source: Source, **options: Any) -> Outcome:
+    return run_trial(trial, data_for(trial, source), **options)
+
+
+def finished(trial: Trial, source: Source) -> Outcome:
+    outcome = run(trial, source)
+    assert outcome.row.error is None
+    return outcome
+
+
+def trained(trial: Trial, source: Source) -> tuple[Training, History]:
+    settings, data = trial.typed(), data_for(trial, source)
+    statistics = fit_augmentation(settings, data)
+    training = Training(trial.id, trial.seed, settings, data, torch.device("cpu"), World(), statistics)
+    return training, training.finish(lambda row: None)
+
+
+def facts(outcome: Outcome) -> list[Any]:
+    """All of a finished trial that must repeat bit for bit."""
+    predictions = outcome.predictions
+    assert predictions is not None, outcome.row.traceback
+    arrays = (predictions.index, predictions.label, predictions.prediction, predictions.logits)
+    return [computed(outcome.row), *map(computed, outcome.epochs), *(array.tobytes() for array in arrays)]
+
+
+class Spy(nn.Module):
+    """A network that keeps the batches it is given: (whether in training, images)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.seen: list[tuple[bool, Tensor]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append((self.training, images.clone()))
+        return self.inner(images)
+
+    def batches(self, training: bool) -> list[Tensor]:
+        return [images for was_training, images in self.seen if was_training == training]
+
+
+@pytest.fixture
+def spies(add_model: AddModel) -> list[Spy]:
+    """The networks that were made under the name ``spy``."""
+    made: list[Spy] = []
+
+    def spy(shape: models.Shape, classes: int) -> nn.Module:
+        made.append(Spy(models.mlp(shape, classes, hidden=[16])))
+        return made[-1]
+
+    add_model("spy", spy)
+    return made
+
+
+def pixels_of(images: Any) -> list[bytes]:
+    """Return the bytes of each image of one channel, whether uint8 or float from 0 to 1."""
+    if isinstance(images, Tensor):
+        images = (images * 255).round().to(torch.uint8).numpy()
+    return [image.tobytes() for image in images]
+
+
+def row(epoch: int = 1, **metrics: float) -> EpochRow:
+    losses = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy"), 0.5)
+    return EpochRow(trial_id="t", epoch=epoch, lr=0.1, **{**losses, **metrics})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same trial, the same numbers
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"model": {"name": "mlp", "hidden": [32], "dropout": 0.5}, "augmentation": ["shift", "rotation", "flip"]},
+        {"model": "small_cnn", "augmentation": "aug1", "optimizer": {"name": "sgd", "momentum": 0.9}, "loss": "bce"},
+    ],
+)
+def test_a_trial_repeats_bit_for_bit_and_a_seed_changes_it(
+    choices: dict[str, Any], make_trial: MakeTrial, source: Source
+) -> None:
+    first = facts(finished(make_trial(3, **choices), source))
+    other = facts(finished(make_trial(4, **choices), source))
+    assert facts(finished(make_trial(3, **choices), source)) == first  # and another trial in between changed nothing
+    for name in ("train_loss", "val_loss", "test_loss"):
+        assert other[0][name] != first[0][name]
+    assert other[-1] != first[-1]
+
+
+def test_another_batch_order_and_first_weights_come_from_the_seed(
+    make_trial: MakeTrial, source: Source, spies: list[Spy]
+) -> None:
+    for seed in (0, 1, 0):
+        finished(make_trial(seed, model="spy", epochs=2), source)
+    first, other, again = ([batch for batch in spy.batches(training=True)] for spy in spies)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], first[4])  # every epoch has an order of its own
+
+
+def mess_up() -> None:
+    """Leave a process in the worst state."""
+    torch.manual_seed(1)
+    torch.set_num_threads(2)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.deterministic = False
+    torch.backends.cudnn.allow_tf32 = True
+    random.seed(1)
+    np.random.seed(1)
+
+
+def test_what_a_trial_leaves_behind_does_not_reach_the_next(
+    make_trial: MakeTrial, source: Source, add_model: AddModel
+) -> None:
+    def foreign(shape: models.Shape, classes: int) -> nn.Module:  # draws from every stream there is
+        model = models.mlp(shape, classes, hidden=[16], dropout=0.3)
+        with torch.no_grad():
+            model[1].bias += random.random() + float(np.random.random()) + torch.rand(16)
+        return model
+
+    def naughty(shape: models.Shape, classes: int) -> nn.Module:
+        model = models.mlp(shape, classes)
+        mess_up()
+        return model
+
+    add_model("foreign", foreign)
+    add_model("naughty", naughty)
+    trial = make_trial(model="foreign", augmentation="shift")
+    first = facts(finished(trial, source))
+    try:
+        run(make_trial(model="naughty"), source)
+        assert torch.get_default_dtype() == torch.float64
+        assert facts(finished(trial, source)) == first
+    finally:
+        finished(make_trial(epochs=1), source)  # leaves a clean process
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.get_num_threads() == 1
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_five_epochs_of_losses_are_as_they_were(make_trial: MakeTrial, source: Source, add_model: AddModel) -> None:
+    """Guards refactors. What changes these numbers on purpose bumps `plan.IDENTITY_VERSION`."""
+
+    def network(shape: models.Shape, classes: int) -> nn.Module:
+        features = nn.Sequential(nn.Conv2d(shape[0], 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+        return nn.Sequential(features, nn.Dropout(0.2), nn.Linear(72, classes))
+
+    add_model("golden", network)
+    epochs = {}
+    for loss, optimizer in (
+        ("cross_entropy", {"name": "sgd", "momentum": 0.9, "decay": 1e-2}),
+        ("bce", {"name": "sgd", "momentum": 0.8, "nesterov": True, "weight_decay": 1e-3}),
+    ):
+        trial = make_trial(
+            model="golden", augmentation=["shift", "flip"], epochs=5, lr=0.01, loss=loss, optimizer=optimizer
+        )
+        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
+        rows = finished(trial, source).epochs
+        epochs[loss] = {name: [getattr(epoch, name) for epoch in rows] for name in names}
+    golden = json.loads((GOLDEN / "epochs.json").read_text())
+    assert epochs.keys() == golden.keys()
+    for loss, columns in golden.items():
+        for name, values in columns.items():
+            assert epochs[loss][name] == pytest.approx(values, rel=1e-4), (loss, name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arithmetic
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_loss_falls(optimizer: str, loss: str, make_trial: MakeTrial, digits: Source) -> None:
+    trial = make_trial(optimizer=optimizer, loss=loss, lr=0.01, epochs=3, dataset={"train_size": 300, "test_size": 100})
+    first, second, third = (epoch.train_loss for epoch in finished(trial, digits).epochs)
+    assert first > second > third
+
+
+def test_losses_of_hand() -> None:
+    logits, labels = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([0, 1])
+    # Softmax gives the labels 1/2 and 1/4. The sigmoids are 1/2, 1/2 and 3/4, 1/2 for the targets 1, 0 and 0, 1.
+    assert float(loss_sum("cross_entropy", logits, labels)) == pytest.approx(math.log(2) + math.log(4))
+    assert float(loss_sum("bce", logits, labels)) == pytest.approx(math.log(2) + (math.log(4) + math.log(2)) / 2)
+
+
+def test_losses_of_the_formulas() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 3, (7, 5)), rng.integers(0, 5, 7)
+    sigmoid, target = 1 / (1 + np.exp(-logits)), np.eye(5)[labels]
+    bce = -(target * np.log(sigmoid) + (1 - target) * np.log(1 - sigmoid)).mean(1).sum()
+    cross_entropy = (np.log(np.exp(logits).sum(1)) - logits[np.arange(7), labels]).sum()
+    tensors = torch.from_numpy(logits).float(), torch.from_numpy(labels)
+    assert float(loss_sum("bce", *tensors)) == pytest.approx(bce, rel=1e-5)
+    assert float(loss_sum("cross_entropy", *tensors)) == pytest.approx(cross_entropy, rel=1e-5)
+    mean = nn.BCEWithLogitsLoss()(tensors[0], torch.from_numpy(target).float())
+    assert float(loss_sum("bce", *tensors)) / 7 == pytest.approx(float(mean), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "expected"),
+    [
+        ({"name": "adam", "weight_decay": 0.1}, torch.optim.Adam, {"weight_decay": 0.1, "betas": (0.9, 0.999)}),
+        ({"name": "adamw", "weight_decay": 0.1}, torch.optim.AdamW, {"weight_decay": 0.1, "betas": (0.9, 0.999)}),
+        (
+            {"name": "sgd", "momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
+            torch.optim.SGD,
+            {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1, "dampening": 0},
+        ),
+        ({"name": "sgd"}, torch.optim.SGD, {"momentum": 0, "nesterov": False, "weight_decay": 0}),
+        (
+            {"name": "rmsprop", "momentum": 0.8, "weight_decay": 0.1},
+            torch.optim.RMSprop,
+            {"alpha": 0.9, "momentum": 0.8, "weight_decay": 0.1, "centered": False},
+        ),
+    ],
+)
+def test_settings_reach_the_optimizer(settings: dict[str, Any], kind: type, expected: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    optimizer = make_optimizer(TrainSettings.model_validate({"lr": 0.25, "optimizer": settings}), model)
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 0.25
+    assert {name: group[name] for name in expected} == expected
+    assert group.get("fused", True) is True
+    assert [id(p) for p in group["params"]] == [id(p) for p in model[1].parameters()]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_is_that_of_keras(name: str, make_trial: MakeTrial, source: Source) -> None:
+    """One batch per epoch: the lr of epoch row t is that of step t - 1, counted from 0."""
+    trial = make_trial(optimizer={"name": name, "decay": 0.5}, lr=0.012, batch_size=64, epochs=5)
+    lrs = [epoch.lr for epoch in finished(trial, source).epochs]
+    assert lrs == [0.012 / (1 + 0.5 * step) for step in range(5)]
+    assert lrs == pytest.approx([0.012, 0.008, 0.006, 0.0048, 0.004])
+
+
+def test_decay_counts_steps_and_not_epochs(make_trial: MakeTrial, source: Source) -> None:
+    trial = make_trial(optimizer={"name": "adam", "decay": 0.01}, lr=0.01, batch_size=16, epochs=3)
+    # 60 images are 4 steps: the last ones of the epochs are steps 3, 7 and 11.
+    assert [e.lr for e in finished(trial, source).epochs] == [0.01 / 1.03, 0.01 / 1.07, 0.01 / 1.11]
+    assert [e.lr for e in finished(make_trial(lr=0.01), source).epochs] == [0.01] * 3
+
+
+def test_the_decayed_rate_is_the_one_that_steps(make_trial: MakeTrial, source: Source) -> None:
+    """SGD's first step moves the weights by lr times the gradient; with a huge decay nothing moves after it."""
+    still = make_trial(optimizer={"name": "sgd", "decay": 1e12}, lr=0.1, batch_size=64, epochs=2)
+    moving = make_trial(optimizer="sgd", lr=0.1, batch_size=64, epochs=2)
+    (one, two), (first, second) = finished(still, source).epochs, finished(moving, source).epochs
+    assert one.val_loss == first.val_loss
+    assert two.val_loss == pytest.approx(one.val_loss, rel=1e-6) and second.val_loss < first.val_loss
+
+
+def test_bf16_runs_and_is_near_float32(make_trial: MakeTrial, source: Source) -> None:
+    full, half = (finished(make_trial(model="small_cnn", precision=p), source).epochs for p in ("float32", "bf16"))
+    assert [epoch.train_loss for epoch in half] == pytest.approx([epoch.train_loss for epoch in full], rel=0.1)
+    assert half[0].train_loss != full[0].train_loss
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which images
+
+
+def test_every_image_is_trained_on_once_an_epoch(make_trial: MakeTrial, source: Source, spies: list[Spy]) -> None:
+    trial = make_trial(model="spy", epochs=2)
+    finished(trial, source)
+    expected = pixels_of(data_for(trial, source).train().gather(slice(None))[0])
+    batches = spies[0].batches(training=True)
+    assert [len(batch) for batch in batches] == [16, 16, 16, 12] * 2
+    for epoch in (batches[:4], batches[4:]):
+        assert sorted(pixels_of(torch.cat(epoch))) == sorted(expected)
+
+
+def test_a_last_batch_of_one_image_is_left_out(make_trial: MakeTrial, source: Source, add_model: AddModel) -> None:
+    """Batch norm cannot take one; whoever is left out changes from epoch to epoch."""
+    made: list[Spy] = []
+
+    def normed(shape: models.Shape, classes: int) -> nn.Module:
+        made.append(Spy(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, classes))))
+        return made[-1]
+
+    add_model("normed", normed)
+    outcome = finished(make_trial(model="normed", batch_size=16, epochs=2, dataset={"train_size": 33}), source)
+    assert [len(batch) for batch in made[0].batches(training=True)] == [16, 16] * 2
+    assert outcome.row.train_images == 33
+    assert (outcome.epochs[0].train_accuracy * 32) % 1 == 0
+
+
+def test_batches_of_one_image_are_all_trained_on(make_trial: MakeTrial, source: Source, spies: list[Spy]) -> None:
+    finished(make_trial(model="spy", batch_size=1, epochs=1), source)
+    assert [len(batch) for batch in spies[0].batches(training=True)] == [1] * 60
+
+
+def test_a_batch_larger_than_the_training_images(make_trial: MakeTrial, source: Source, spies: list[Spy]) -> None:
+    finished(make_trial(model="spy", batch_size=1000, epochs=2), source)
+    assert [len(batch) for batch in spies[0].batches(training=True)] == [60, 60]
+
+
+def test_evaluation_is_whitened_and_not_augmented(make_trial: MakeTrial, source: Source, spies: list[Spy]) -> None:
+    trial = make_trial(model="spy", augmentation=[{"shift": 0.5}, "zca"], epochs=1)
+    finished(trial, source)
+    data = data_for(trial, source)
+    whitening = augment.build(trial.typed().augmentation)
+    whitening.load(fit_augmentation(trial.typed(), data), "cpu")
+    validation, test = spies[0].batches(training=False)
+    for seen, part in ((validation, data.validation()), (test, data.test())):
+        raw = torch.from_numpy(part.gather(slice(None))[0]).permute(0, 3, 1, 2).float() / 255
+        assert torch.allclose(seen, whitening.evaluate(raw), atol=1e-3)
+        assert not torch.allclose(seen, raw, atol=0.1)
+
+    plain = make_trial(model="spy", augmentation={"shift": 0.5}, epochs=1)
+    finished(plain, source)
+    raw = torch.from_numpy(data.test().gather(slice(None))[0]).permute(0, 3, 1, 2).float() / 255
+    assert torch.allclose(spies[1].batches(training=False)[-1], raw)
+    shown = pixels_of(torch.cat(spies[1].batches(training=True)))
+    assert not set(shown) & set(pixels_of(data.train().gather(slice(None))[0]))  # every one was moved
+
+
+def test_smoke_is_one_epoch_of_two_batches(make_trial: MakeTrial, source: Source, spies: list[Spy]) -> None:
+    outcome = finished(make_trial(model="spy", smoke=True, batch_size=8), source)
+    row = outcome.row
+    assert [len(batch) for batch in spies[0].batches(training=True)] == [8, 8]
+    assert (row.status, row.epochs) == ("completed", 1)
+    assert (row.train_images, row.validation_images, row.test_images) == (16, 16, 16)
+    assert outcome.predictions is not None and len(outcome.predictions.label) == 16
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stopping, selecting, testing
+
+
+def keras_stops_after(values: list[float], patience: int, min_delta: float, is_loss: bool) -> int:
+    """tf.keras.callbacks.EarlyStopping, written down again: return how many epochs are trained."""
+    best, wait = (math.inf if is_loss else -math.inf), 0
+    for epoch, value in enumerate(values, 1):
+        wait += 1
+        if (value + min_delta < best) if is_loss else (value - min_delta > best):
+            best, wait = value, 0
+        elif wait >= patience:
+            return epoch
+    return len(values)
+
+
+@given(
+    st.lists(st.integers(0, 20).map(lambda n: n / 20), min_size=1, max_size=20),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.01, 0.05, 0.1]),
+    st.sampled_from(["val_accuracy", "val_loss", "train_accuracy", "train_loss"]),
+)
+def test_patience_is_that_of_keras(values: list[float], patience: int, min_delta: float, metric: str) -> None:
+    rule = _Patience(EarlyStopping(metric=metric, patience=patience, min_delta=min_delta))
+    stops = next((n for n, v in enumerate(values, 1) if rule.is_exhausted_by(row(n, **{metric: v}))), len(values))
+    assert stops == keras_stops_after(values, patience, min_delta, metric.endswith("loss"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "patience", "min_delta", "stops"),
+    [
+        ("val_accuracy", [0.1, 0.2, 0.2, 0.2, 0.3], 2, 0.0, 4),  # equal is no improvement
+        ("val_accuracy", [0.10, 0.14, 0.18, 0.22, 0.26], 2, 0.05, None),  # 0.18 is 0.08 above the best that counted
+        ("val_accuracy", [0.10, 0.12, 0.14, 0.16], 2, 0.1, 3),
+        ("val_loss", [1.0, 1.1, 0.9, 0.95, 0.9], 2, 0.0, 5),
+        ("val_loss", [1.0, math.nan, math.nan], 2, 0.0, 3),
+        ("val_loss", [math.nan, 1.0, 0.9, 1.0, 1.0], 2, 0.0, 5),  # a number improves on NaN
+        ("val_loss", [math.nan, math.nan], 2, 0.0, 2),
+    ],
+)
+def test_patience(metric: str, values: list[float], patience: int, min_delta: float, stops: int | None) -> None:
+    rule = _Patience(EarlyStopping(metric=metric, patience=patience, min_delta=min_delta))
+    exhausted = [n for n, value in enumerate(values, 1) if rule.is_exhausted_by(row(n, **{metric: value}))]
+    assert exhausted[:1] == ([] if stops is None else [stops])
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "epoch"),
+    [
+        ("val_accuracy", [0.1, 0.3, 0.3, 0.2], 2),
+        ("val_loss", [0.3, 0.1, 0.2, 0.1], 2),
+        ("train_loss", [0.3, 0.2, 0.1], 3),
+        ("val_accuracy", [math.nan, 0.0, math.nan], 2),
+        ("val_loss", [math.nan, math.nan], 1),
+    ],
+)
+def test_the_first_best_epoch_is_chosen_with_its_weights(metric: str, values: list[float], epoch: int) -> None:
+    model, best = nn.Linear(1, 1), _Best(metric)
+    for number, value in enumerate(values, 1):
+        nn.init.constant_(model.weight, number)
+        best.see(row(number, **{metric: value}), model, None)
+    assert best.epoch == epoch
+    assert best.weights["weight"].item() == epoch
+    assert best.logits is None
+
+
+def test_better_is_strictly_better() -> None:
+    assert is_better("val_loss", 0.1, 0.2) and not is_better("val_loss", 0.2, 0.2)
+    assert is_better("val_accuracy", 0.2, 0.1) and not is_better("val_accuracy", 0.1, 0.2)
+    assert not is_better("val_loss", math.nan, 0.2) and is_better("val_loss", 0.2, math.nan)
+    assert not is_better("val_loss", math.nan, math.nan)
+
+
+@pytest.mark.parametrize(
+    ("metric", "patience", "min_delta"), [("val_accuracy", 2, 0.05), ("val_loss", 1, 0.2), ("train_accuracy", 3, 0.1)]
+)
+def test_training_stops_where_keras_would(
+    metric: str, patience: int, min_delta: float, make_trial: MakeTrial, digits: Source
+) -> None:
+    common = {"dataset": {"train_size": 200, "test_size": 100}, "epochs": 15, "lr": 0.01}
+    stopping = {"metric": metric, "patience": patience, "min_delta": min_delta}
+    whole = finished(make_trial(**common), digits)
+    stopped = finished(make_trial(**common, early_stopping=stopping), digits)
+    values = [getattr(epoch, metric) for epoch in whole.epochs]
+    stops = keras_stops_after(values, patience, min_delta, metric.endswith("loss"))
+    assert 1 < stops < 15
+    assert (whole.row.status, whole.row.epochs) == ("completed", 15)
+    assert (stopped.row.status, stopped.row.epochs) == ("stopped_early", stops)
+    assert [epoch.train_loss for epoch in stopped.epochs] == [epoch.train_loss for epoch in whole.epochs[:stops]]
+
+
+def test_patience_that_ends_with_the_last_epoch_stops_nothing_early(make_trial: MakeTrial, source: Source) -> None:
+    trial = make_trial(epochs=3, early_stopping={"metric": "val_accuracy", "patience": 2, "min_delta": 1.0})
+    outcome = finished(trial, source)
+    assert (outcome.row.status, outcome.row.epochs) == ("completed", 3)
+
+
+def test_the_weights_of_the_best_epoch_are_tested(make_trial: MakeTrial, digits: Source) -> None:
+    """Training again for just so many epochs ends with the same weights."""
+    common = {"dataset": {"train_size": 200, "test_size": 200}, "lr": 0.03, "model": "small_cnn"}
+    whole = finished(make_trial(**common, epochs=8), digits)
+    best = whole.row.best_epoch
+    assert best is not None and best < 8
+    values = [epoch.val_accuracy for epoch in whole.epochs]
+    assert best == values.index(max(values)) + 1
+    short = finished(make_trial(**common, epochs=best), digits)
+    assert short.row.best_epoch == best
+    assert facts(short)[-2:] == facts(whole)[-2:]
+    same = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
+    assert [getattr(short.row, name) for name in same] == [getattr(whole.row, name) for name in same]
+    assert [getattr(whole.epochs[best - 1], name) for name in same] == [getattr(whole.row, name) for name in same]
+    last = finished(make_trial(**common, epochs=8, best="train_loss", test_every_epoch=True), digits)
+    assert whole.epochs[-1].test_accuracy == last.epochs[-1].test_accuracy
+    assert whole.epochs[best - 1].test_accuracy == last.epochs[best - 1].test_accuracy
+
+
+def test_the_best_and_the_last_epoch_are_tested_or_every_one(make_trial: MakeTrial, digits: Source) -> None:
+    common = {"dataset": {"train_size": 200, "test_size": 200}, "lr": 0.03, "model": "small_cnn", "epochs": 8}
+    some = finished(make_trial(**common), digits)
+    every = finished(make_trial(**common, test_every_epoch=True), digits)
+    assert [e.epoch for e in some.epochs if e.test_accuracy is not None] == [some.row.best_epoch, 8]
+    assert [e.epoch for e in some.epochs if e.test_loss is not None] == [some.row.best_epoch, 8]
+    for one, other in zip(some.epochs, every.epochs, strict=True):
+        assert other.test_loss is not None and other.test_accuracy is not None
+        assert (one.test_loss, one.test_accuracy) in ((None, None), (other.test_loss, other.test_accuracy))
+    assert facts(every)[-1] == facts(some)[-1]
+
+
+def test_validation_on_test_images(make_trial: MakeTrial, digits: Source) -> None:
+    dataset = {"train_size": 200, "test_size": 200, "validation": "test"}
+    outcome = finished(make_trial(dataset=dataset, model="small_cnn", lr=0.03, epochs=6), digits)
+    for epoch in outcome.epochs:
+        assert (epoch.val_loss, epoch.val_accuracy) == (epoch.test_loss, epoch.test_accuracy)
+    assert outcome.row.test_accuracy == max(epoch.val_accuracy for epoch in outcome.epochs)
+    assert outcome.row.validation == "test"
+    assert outcome.predictions is not None
+    right = outcome.predictions.prediction == outcome.predictions.label
+    assert right.mean() == pytest.approx(outcome.row.test_accuracy)
+
+
+def test_what_training_hands_back(make_trial: MakeTrial, source: Source) -> None:
+    training, history = trained(make_trial(epochs=2), source)
+    assert history.images == {"train": 60, "val": 30, "test": 40}
+    assert history.parameters == 64 * 64 + 64 + 64 * 3 + 3
+    assert history.weights_fingerprint is None
+    assert history.best is history.epochs[history.best.epoch - 1]
+    assert torch.equal(history.labels, torch.from_numpy(source.splits["test"].labels))
+    assert float((history.logits.argmax(1) == history.labels).double().mean()) == history.best.test_accuracy
+    loss = float(nn.functional.cross_entropy(history.logits, history.labels))
+    assert loss == pytest.approx(history.best.test_loss)
+    assert training.steps == 8
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_diverged_trial_keeps_its_epochs(
+    poison: float, make_trial: MakeTrial, source: Source, add_model: AddModel
+) -> None:
+    class Poisoned(nn.Module):
+        """Breaks in the last step of its third epoch."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.steps = inner, 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.steps += self.training
+            return self.inner(images) * (poison if self.steps == 12 else 1)
+
+    add_model("poisoned", lambda shape, classes: Poisoned(models.mlp(shape, classes)))
+    outcome = run(make_trial(model="poisoned", epochs=5), source)
+    row = outcome.row
+    assert (row.status, row.error_class, row.epochs) == ("failed", "diverged", 2)
+    assert row.error == "Diverged: the training loss is nan in epoch 3: a smaller learning rate may help"
+    assert [epoch.epoch for epoch in outcome.epochs] == [1, 2]
+    assert row.test_accuracy is None and row.best_epoch is None and outcome.predictions is None
+    healthy = finished(make_trial(epochs=2), source)
+    assert [epoch.train_loss for epoch in outcome.epochs] == [epoch.train_loss for epoch in healthy.epochs]
+
+
+def test_a_learning_rate_that_is_too_large_diverges(make_trial: MakeTrial, source: Source) -> None:
+    row = run(make_trial(optimizer="sgd", lr=1e30, epochs=5), source).row
+    assert (row.status, row.error_class) == ("failed", "diverged")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+
+def one_rank(rank: int, folder: Path, trials: list[tuple[Trial, TrialData]]) -> None:
+    """What each of two processes does."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    outcomes = [run_trial(trial, data, world=World(rank, 2)) for trial, data in trials]
+    (folder / str(rank)).write_bytes(pickle.dumps(outcomes))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one(make_trial: MakeTrial, source: Source, tmp_path: Path) -> None:
+    plain = {"augmentation": {"shift": 0.2}, "batch_size": 16, "optimizer": "sgd", "lr": 0.05}
+    trials = [
+        make_trial(**plain, loss="bce"),
+        make_trial(**plain, dataset={"validation": "test"}, test_every_epoch=True),
+        make_trial(**plain, model="small_cnn"),  # batch norm sees its own half only
+        make_trial(**plain, model={"name": "mlp", "dropout": 0.5}),
+        make_trial(**{**plain, "lr": 1e30}),
+    ]
+    work = [(trial, data_for(trial, source)) for trial in trials]
+    torch.multiprocessing.spawn(one_rank, (tmp_path, work), nprocs=2)
+    ranks = [pickle.loads((tmp_path / str(rank)).read_bytes()) for rank in (0, 1)]
+    for one, other in zip(*ranks, strict=True):
+        assert one.row.workers == other.row.workers == 2
+        assert [computed(epoch) for epoch in one.epochs] == [computed(epoch) for epoch in other.epochs]
+    for one, other in itertools.islice(zip(*ranks, strict=True), 4):
+        assert facts(one) == facts(other)
+    for rank in ranks:
+        assert [outcome.row.error_class for outcome in rank] == [None, None, None, None, "diverged"]
+    for trial, outcome in zip(trials[:2], ranks[0], strict=False):
+        alone = finished(trial, source)
+        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
+            found, expected = ([getattr(epoch, name) for epoch in o.epochs] for o in (outcome, alone))
+            assert found == pytest.approx(expected, abs=1e-4), name
+        assert outcome.row.test_loss == pytest.approx(alone.row.test_loss, abs=1e-4)
+    dropout = finished(trials[3], source)
+    assert [e.train_loss for e in ranks[0][3].epochs] != [e.train_loss for e in dropout.epochs]
+
+
+def test_a_pretrained_model_has_a_fingerprint_of_its_weights(
+    make_trial: MakeTrial, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "weights_fingerprint", lambda settings, model: f"weights of {settings.name}")
+    assert finished(make_trial(epochs=1), source).row.weights_fingerprint == "weights of mlp"
+    assert isinstance(make_trial().typed().model, ModelSettings)

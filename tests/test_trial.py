@@ -1,0 +1,393 @@
+"""One trial's life: every failure becomes a row, finished rows say where they come from, fitted statistics are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raybench import augment, models
+from raybench.data import Source, TrialData, trial_data
+from raybench.errors import DataError, UserError, WeightsError
+from raybench.plan import Trial
+from raybench.records import EpochRow, Outcome, TrialRow, computed
+from raybench.suite import Suite
+from raybench.train import Diverged
+from raybench.trial import error_class, failed, fit_augmentation, planned_row, run_trial
+
+MakeTrial = Callable[..., Trial]
+AddModel = Callable[[str, Any], None]
+LoadSuite = Callable[..., tuple[Suite, list[Trial]]]
+
+
+def data_for(trial: Trial, source: Source) -> TrialData:
+    return trial_data(source, trial.typed().dataset)
+
+
+def run(trial: Trial, source: Source, **options: Any) -> Outcome:
+    return run_trial(trial, data_for(trial, source), **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "text"),
+    [
+        (MemoryError(), "out_of_memory", "MemoryError:"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory", "OutOfMemoryError: CUDA out of memory."),
+        (Diverged("no longer finite"), "diverged", "Diverged: no longer finite"),
+        (DataError("no images"), "data", "DataError: no images"),
+        (WeightsError("no weights"), "weights", "WeightsError: no weights"),
+        (ValueError("two\n  lines\tof it"), "error", "ValueError: two lines of it"),
+        (KeyError("missing"), "error", "KeyError: 'missing'"),
+        (ZeroDivisionError("x" * 5000), "error", f"ZeroDivisionError: {'x' * 981}"),
+        (SystemExit(3), "error", "SystemExit: 3"),
+    ],
+)
+def test_what_a_model_raises_becomes_a_row(
+    error: BaseException, expected: str, text: str, make_trial: MakeTrial, source: Source, add_model: AddModel
+) -> None:
+    class Faulty(nn.Module):
+        """Raises in its second epoch."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.steps = inner, 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.steps += self.training
+            if self.steps == 5:
+                raise error
+            return self.inner(images)
+
+    add_model("faulty", lambda shape, classes: Faulty(models.mlp(shape, classes)))
+    reported: list[EpochRow] = []
+    outcome = run(make_trial(model="faulty"), source, report=reported.append)
+    row = outcome.row
+    assert (row.status, row.error_class, row.error, row.epochs) == ("failed", expected, text, 1)
+    assert row.traceback is not None and row.traceback.startswith("Traceback (most recent call last):")
+    assert 'raise error\n' in row.traceback and "test_trial.py" in row.traceback
+    assert list(outcome.epochs) == reported and len(reported) == 1
+    assert outcome.predictions is None
+    assert row.best_epoch is None and row.test_accuracy is None and row.train_seconds is None
+    assert row.wall_seconds is not None and row.device is not None
+
+
+def test_memory_that_is_not_there(make_trial: MakeTrial, source: Source, add_model: AddModel) -> None:
+    """Torch's CPU allocator raises a plain RuntimeError."""
+
+    def huge(shape: models.Shape, classes: int) -> nn.Module:
+        return nn.Linear(2**30, 2**30)
+
+    add_model("huge", huge)
+    row = run(make_trial(model="huge"), source).row
+    assert (row.status, row.error_class, row.epochs) == ("failed", "out_of_memory", 0)
+
+
+def test_an_error_before_the_first_epoch(make_trial: MakeTrial, source: Source) -> None:
+    outcome = run(make_trial(model={"name": "mlp", "hidden": [0]}), source)
+    assert outcome.row.error == (
+        "UserError: model 'mlp' (hidden=[0]) for images of 8x8: hidden must be a list of layer widths such as"
+        " [128, 64], not [0]"
+    )
+    assert (outcome.row.status, outcome.row.epochs, outcome.epochs) == ("failed", 0, ())
+
+
+def test_a_long_traceback_keeps_its_end() -> None:
+    def deep(n: int) -> None:
+        if not n:
+            raise ValueError("at the bottom")
+        (deep if n % 2 else lambda m: deep(m))(n - 1)
+
+    row = planned_row_of_nothing()
+    with pytest.raises(ValueError) as caught:
+        deep(400)
+    found = failed(row, caught.value).traceback
+    assert found is not None and len(found) == 20_000 and found.endswith("ValueError: at the bottom\n")
+
+
+def planned_row_of_nothing() -> TrialRow:
+    return TrialRow(
+        trial_id="t",
+        suite="s",
+        dataset="d",
+        model="m",
+        augmentation="a",
+        seed=0,
+        lr=0.1,
+        status="failed",
+        selection="val_accuracy",
+        validation="test",
+        settings="{}",
+    )
+
+
+def test_causes_do_not_change_the_class() -> None:
+    """A wrapped error counts as what it was raised as."""
+    try:
+        try:
+            raise DataError("inner")
+        except DataError as inner:
+            raise RuntimeError("outer") from inner
+    except RuntimeError as outer:
+        assert error_class(outer) == "error"
+        assert "DataError: inner" in str(failed(planned_row_of_nothing(), outer).traceback)
+
+
+@pytest.mark.parametrize("error", [SystemExit, ValueError, KeyboardInterrupt, MemoryError])
+def test_what_report_raises_passes_through(error: type[BaseException], make_trial: MakeTrial, source: Source) -> None:
+    """Ray stops a trial with a SystemExit out of its report."""
+    told = []
+
+    def report(row: EpochRow) -> None:
+        told.append(row.epoch)
+        if row.epoch == 2:
+            raise error
+
+    with pytest.raises(error):
+        run(make_trial(), source, report=report)
+    assert told == [1, 2]
+
+
+def test_a_report_that_swallowed_its_error_leaves_nothing_behind(
+    make_trial: MakeTrial, source: Source, add_model: AddModel
+) -> None:
+    """An error of the model after a report that returned is the trial's own."""
+
+    class Late(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.steps = inner, 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.steps += 1
+            if self.steps > 8:
+                raise SystemExit("bye")
+            return self.inner(images)
+
+    add_model("late", lambda shape, classes: Late(models.mlp(shape, classes)))
+    row = run(make_trial(model="late"), source, report=lambda row: None).row
+    assert (row.status, row.error, row.epochs) == ("failed", "SystemExit: bye", 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+def test_a_finished_row_says_where_it_comes_from(make_trial: MakeTrial, source: Source) -> None:
+    import platform
+
+    import torchvision
+
+    from raybench import __version__
+
+    provenance = {"git_commit": "c0ffee", "git_dirty": True, "ray_version": "2.60.0"}
+    trial = make_trial(7, epochs=2)
+    row = run(trial, source, provenance=provenance).row
+    assert row.trial_id == trial.id and row.seed == 7 and row.suite == "tests"
+    assert (row.status, row.epochs, row.error, row.error_class, row.traceback) == ("completed", 2, None, None, None)
+    assert (row.dataset_fingerprint, row.weights_fingerprint) == (source.fingerprint, None)
+    assert (row.threads, row.workers) == (1, 1)
+    assert (row.train_images, row.validation_images, row.test_images) == (60, 30, 40)
+    assert row.parameters == 64 * 64 + 64 + 64 * 3 + 3
+    assert {name: getattr(row, name) for name in provenance} == provenance
+    versions = (row.raybench_version, row.python_version, row.torch_version, row.torchvision_version)
+    assert versions == (__version__, platform.python_version(), torch.__version__.partition("+")[0], row.torchvision_version)
+    assert row.torchvision_version in torchvision.__version__ and row.numpy_version == np.__version__
+    assert str(row.device).endswith("(cpu)") and row.host
+    assert row.started_at is not None and datetime.fromisoformat(row.started_at).utcoffset() is not None
+    for name in ("train_seconds", "wall_seconds", "images_per_second"):
+        assert getattr(row, name) > 0
+    measured = {field.name for field in dataclasses.fields(TrialRow) if field.metadata.get("measured")}
+    assert {name for name in measured if getattr(row, name) is None} == set()
+    assert measured.isdisjoint(computed(row))
+    assert json.loads(row.settings) == json.loads(json.dumps(trial.settings))
+
+
+def test_threads_are_those_of_the_resources(make_trial: MakeTrial, source: Source, add_model: AddModel) -> None:
+    seen = []
+
+    def counting(shape: models.Shape, classes: int) -> nn.Module:
+        seen.append(torch.get_num_threads())
+        return models.mlp(shape, classes)
+
+    add_model("counting", counting)
+    for cpus in (2, 1):
+        row = run(make_trial(model="counting", resources={"cpus": cpus}, epochs=1), source).row
+        assert (row.threads, seen[-1]) == (cpus, cpus)
+
+
+SUITE = """
+name: rows
+dataset: {name: digits, validation: {fraction: 0.25}}
+compare:
+  model: {small: {name: mlp, hidden: [8]}, cnn: small_cnn}
+  augmentation: {none: none, mild: [{shift: 0.1}, flip]}
+  train.batch_size: [16, 32]
+  recipe: {slow: {lr: 1e-4}, fast: {lr: 1e-2, train.best: val_loss}}
+repeat: {seed: [5]}
+"""
+
+
+def test_the_planned_row(load_suite: LoadSuite) -> None:
+    _, trials = load_suite(SUITE)
+    trial = next(t for t in trials if t.cell == ("cnn", "mild", 32, "fast"))
+    assert planned_row(trial) == TrialRow(
+        trial_id=trial.id,
+        suite="rows",
+        dataset="digits",
+        model="cnn",
+        augmentation="mild",
+        seed=5,
+        lr=0.01,
+        axes={"train.batch_size": 32, "recipe": "fast"},
+        status="failed",
+        selection="val_loss",
+        validation="fraction 0.25",
+        settings=json.dumps(trial.settings, sort_keys=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("validation", "text"),
+    [("test", "test"), ("split", "split"), ({"size": 30}, "size 30"), ({"fraction": 0.1}, "fraction 0.1")],
+)
+def test_the_row_says_what_the_validation_images_were(validation: Any, text: str, make_trial: MakeTrial) -> None:
+    assert planned_row(make_trial(dataset={"validation": validation})).validation == text
+
+
+def test_without_axes_the_row_names_what_was_used(make_trial: MakeTrial) -> None:
+    row = planned_row(make_trial(augmentation=["shift", {"flip": 0.5}]))
+    assert (row.dataset, row.model, row.augmentation, row.axes) == ("digits", "mlp", "shift+flip", {})
+
+
+def test_predictions_agree_with_the_row(make_trial: MakeTrial, source: Source) -> None:
+    trial = make_trial(epochs=1, lr=1e-4, dataset={"test_size": 25})
+    outcome = run(trial, source)
+    predictions, test = outcome.predictions, data_for(trial, source).test()
+    assert predictions is not None and outcome.row.test_accuracy is not None
+    assert 0 < outcome.row.test_accuracy < 1
+    assert [a.dtype for a in (predictions.index, predictions.label, predictions.prediction, predictions.logits)] == [
+        np.int32,
+        np.int16,
+        np.int16,
+        np.float16,
+    ]
+    assert predictions.index.tolist() == test.index.tolist()
+    assert predictions.label.tolist() == source.splits["test"].labels[test.index].tolist()
+    assert (predictions.prediction == predictions.label).mean() == pytest.approx(outcome.row.test_accuracy)
+    assert predictions.logits.shape == (25, 3)
+    assert (predictions.logits.argmax(1) == predictions.prediction).all()
+
+
+def test_logits_too_large_for_float16_stay_finite(make_trial: MakeTrial, source: Source, add_model: AddModel) -> None:
+    class Loud(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.inner(images) * 1e7
+
+    add_model("loud", lambda shape, classes: Loud(models.mlp(shape, classes)))
+    outcome = run(make_trial(model="loud", epochs=1), source)
+    assert outcome.predictions is not None, outcome.row.error
+    assert np.isfinite(outcome.predictions.logits).all()
+    assert outcome.predictions.logits.max() == 65504
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fitted statistics
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """An empty cache, and the number of images of every fit."""
+    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path))
+    counts: list[int] = []
+    fit = augment.Augmentation.fit
+
+    def counting(self: augment.Augmentation, images: np.ndarray) -> Any:
+        counts.append(len(images))
+        return fit(self, images)
+
+    monkeypatch.setattr(augment.Augmentation, "fit", counting)
+    return counts
+
+
+def same(one: Any, other: Any) -> bool:
+    return one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
+
+
+def test_statistics_are_fitted_once_and_kept(
+    make_trial: MakeTrial, source: Source, fits: list[int], tmp_path: Path
+) -> None:
+    trial = make_trial(augmentation="zca")
+    data = data_for(trial, source)
+    first = fit_augmentation(trial.typed(), data)
+    assert {name: array.shape for name, array in first.items()} == {"zca_mean": (1,), "zca_matrix": (64, 64)}
+    assert same(fit_augmentation(make_trial(augmentation=["shift", "zca"]).typed(), data), first)
+    assert fits == [60]
+    assert len(list(tmp_path.glob("statistics/*"))) == 1
+
+    smaller = make_trial(augmentation="zca", dataset={"train_size": 40})
+    assert not same(fit_augmentation(smaller.typed(), data_for(smaller, source)), first)
+    stronger = make_trial(augmentation={"zca": 0.1})
+    assert not same(fit_augmentation(stronger.typed(), data), first)
+    other = dataclasses.replace(data, fingerprint="f" * 16)
+    assert same(fit_augmentation(trial.typed(), other), first)
+    assert fits == [60, 40, 60, 60]
+    assert len(list(tmp_path.glob("statistics/*"))) == 4
+
+
+def test_nothing_to_fit(make_trial: MakeTrial, source: Source, fits: list[int], tmp_path: Path) -> None:
+    trial = make_trial(augmentation=["shift", "flip"])
+    assert fit_augmentation(trial.typed(), data_for(trial, source)) == {}
+    assert fits == [] and not list(tmp_path.iterdir())
+
+
+def test_a_torn_cache_file_is_fitted_again(
+    make_trial: MakeTrial, source: Source, fits: list[int], tmp_path: Path
+) -> None:
+    trial = make_trial(augmentation="zca")
+    data = data_for(trial, source)
+    first = fit_augmentation(trial.typed(), data)
+    (path,) = tmp_path.glob("statistics/*")
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    torn = [whole[:n] for n in (0, 1, 4, 30, 100, len(whole) // 2, len(whole) - 1)]
+    damaged = [*torn, bytes(flipped), b"PK\x03\x04", b"hello", np.zeros(3).tobytes()]
+    for content in damaged:
+        path.write_bytes(content)
+        assert same(fit_augmentation(trial.typed(), data), first)
+        assert path.read_bytes() == whole
+    assert len(fits) == 1 + len(damaged)
+    assert list(tmp_path.glob("statistics/*")) == [path]
+
+
+def test_a_trial_fits_what_it_is_not_given(make_trial: MakeTrial, source: Source, fits: list[int]) -> None:
+    trial = make_trial(augmentation="zca", epochs=1)
+    given = fit_augmentation(trial.typed(), data_for(trial, source))
+    with_given, by_itself = run(trial, source, statistics=given), run(trial, source)
+    assert fits == [60]
+    assert computed(with_given.row) == computed(by_itself.row)
+    wrong = {name: np.zeros_like(array) for name, array in given.items()}
+    assert run(trial, source, statistics=wrong).row.train_loss != by_itself.row.train_loss
+
+
+def test_images_too_large_to_whiten_are_the_users_mistake(make_trial: MakeTrial, source: Source) -> None:
+    trial = make_trial(augmentation="zca")
+    large = np.zeros((2, 65, 65, 3), np.uint8)
+    with pytest.raises(UserError, match=r"^zca is for images of at most 64x64x3 numbers, not 65x65x3$"):
+        augment.build(trial.typed().augmentation).fit(large)
