@@ -386,7 +386,7 @@ def locked(folder: Path, remedy: str, *failures: type[Exception]) -> Iterator[No
 
 
 def seeded(seed: int, purpose: str) -> np.random.Generator:
-    return np.random.defaultseeded(int(hashlib.sha256(f"{seed}/{purpose}".encode()).hexdigest(), 16))
+    return np.random.default_rng(int(hashlib.sha256(f"{seed}/{purpose}".encode()).hexdigest(), 16))
 
 
 def balanced(labels: Labels, rng: np.random.Generator) -> Rows:

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from raybench.errors import SuiteError, did_you_mean
-from raybench.settings import TrialSettings
-from raybench.suite import Assignments, Axis, Label, Suite, assign
+from raybench.settings import Assignments, TrialSettings, assign, first_complaint
+from raybench.suite import NO_MODEL, Axis, Label, Suite, find_label
 
 MAX_TRIALS = 100_000
 IDENTITY_VERSION = 1
@@ -63,13 +65,12 @@ def identity(settings: Mapping[str, Any], seed: int) -> str:
     labels and the size of the cluster are not. Settings at their default are left out, so that a setting which is
     added to raybench later changes no id.
     """
-    return _seeded(_content(settings), seed)
+    return _seeded(_content(TrialSettings.model_validate(settings)), seed)
 
 
-def _content(settings: Mapping[str, Any]) -> str:
-    content = TrialSettings.model_validate(settings).model_dump(exclude_defaults=True)
-    resources = settings["resources"]
-    content["resources"] = {"cpus": resources["cpus"], "workers": resources["workers"]}
+def _content(settings: TrialSettings) -> str:
+    content = settings.model_dump(exclude_defaults=True)
+    content["resources"] = {"cpus": settings.resources.cpus, "workers": settings.resources.workers}
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
@@ -84,8 +85,8 @@ def expand(suite: Suite, only: Mapping[str, Sequence[str]] | None = None, limit:
     n. ``only`` keeps the named values of some axes; ``limit`` then cuts the list.
 
     Raises:
-        SuiteError: if the grid is too large to be built, if ``trials`` says another number, or if two points are the
-            same trial.
+        SuiteError: if the grid is empty or too large to be built, if ``trials`` says another number, if the settings
+            of a point do not fit together, if two points are the same trial, or if ``only`` leaves none.
     """
     points = _points(suite)
     seeds = suite.axis("seed").labels
@@ -93,18 +94,21 @@ def expand(suite: Suite, only: Mapping[str, Sequence[str]] | None = None, limit:
     if suite.trials is not None and suite.trials != total:
         raise SuiteError(f"{suite.source}: trials: says {suite.trials}, but the axes give {total} ({sizes(suite)})")
     keep = _only(suite, only or {})
-    points = [p for p in points if all(p[0].get(axis) in labels for axis, labels in keep.items() if axis != "seed")]
+    points = [p for p in points if all(p[0][axis] in labels for axis, labels in keep.items() if axis != "seed")]
     seeds = [seed for seed in seeds if seed in keep.get("seed", seeds)]
+    if not points:
+        raise SuiteError(f"{suite.source}: no point of the grid is left by {'--only' if keep else 'exclude'}")
 
     compare, search = suite.names("compare"), suite.names("search")
     rounds: dict[int, list[Trial]] = {int(seed): [] for seed in seeds}
     seen: dict[str, str] = {}
     for labels, assignments in points:
-        settings = assign(assign(suite.base, assignments), suite.overrides)
-        content = _content(settings)
         name = ", ".join(f"{axis}={label}" for axis, label in labels.items())
+        typed = _settings(suite, assignments, name)
+        settings, content = typed.model_dump(), _content(typed)
         if content in seen:
-            raise SuiteError(f"{suite.source}: {seen[content]} and {name} are the same trial: no setting differs")
+            twice = f"{seen[content]} and {name} are the same trial: no setting differs"
+            raise SuiteError(f"{suite.source}: {f'{name} is listed twice' if seen[content] == name else twice}")
         seen[content] = name
         cell = tuple(labels[axis] for axis in compare)
         point = tuple(labels[axis] for axis in search)
@@ -122,6 +126,18 @@ def expand(suite: Suite, only: Mapping[str, Sequence[str]] | None = None, limit:
             )
     trials = list(itertools.chain.from_iterable(rounds.values()))
     return trials if limit is None else trials[:limit]
+
+
+def _settings(suite: Suite, assignments: Assignments, name: str) -> TrialSettings:
+    """Return the settings of a point, now that all its axes have their say."""
+    try:
+        settings = TrialSettings.model_validate(assign(assign(suite.base, assignments), suite.overrides))
+    except ValidationError as failed:
+        place, message = first_complaint(failed, TrialSettings)
+        raise SuiteError(f"{suite.source}: {name}: {'.'.join(str(key) for key in place)}: {message}") from None
+    if settings.model.name == NO_MODEL:
+        raise SuiteError(f"{suite.source}: {name}: names no model")
+    return settings
 
 
 def count(suite: Suite) -> int:
@@ -189,18 +205,11 @@ def _only(suite: Suite, only: Mapping[str, Sequence[str]]) -> dict[str, set[Labe
             raise SuiteError(f"--only {name}: is no axis of {suite.name}{did_you_mean(name, names)}")
         labels = [*suite.axis(name).labels, *(labels[name] for labels, _ in suite.include if name in labels)]
         for word in words:
-            found = next((label for label in labels if str(label) == word or _number(word) == label), None)
+            found = find_label(labels, word)
             if found is None:
                 raise SuiteError(f"--only {name}={word}: no such value{did_you_mean(word, labels[:50])}")
             keep.setdefault(name, set()).add(found)
     return keep
-
-
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None
 
 
 def cells(trials: Sequence[Trial]) -> Iterator[tuple[tuple[Label, ...], tuple[Label, ...], list[Trial]]]:

@@ -24,6 +24,10 @@ DONE: tuple[Status, ...] = (*FINISHED, "pruned")
 OWN_COLUMN = ("dataset", "model", "augmentation", "seed", "lr")
 """Axes that have a column in every suite; the others are `TrialRow.axes`, a column each."""
 
+_SPREAD = ("n", "mean", "std", "min", "max", "epochs")
+STATISTICS = frozenset({*_SPREAD, "planned", "difference", *(f"published_{name}" for name in _SPREAD)})
+"""Columns of tables that are no columns of results; like those, no axis may be called so."""
+
 ErrorClass = Literal["out_of_memory", "diverged", "data", "weights", "crashed", "node_lost", "error"]
 
 

@@ -110,7 +110,7 @@ DATASETS = Registry(
 
 
 def check_model_name(name: str) -> None:
-    """Raise `UserError` unless ``name`` is registered or has timm's prefix (timm's own list is asked when it is built)."""
+    """Raise `UserError` unless ``name`` is registered or begins with ``timm:`` (timm knows its own when it builds)."""
     if name.startswith("timm:") and len(name) > len("timm:"):
         return
     if name not in MODELS.names():

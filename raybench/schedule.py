@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import tempfile
 import threading
 from collections import Counter, deque
@@ -101,6 +102,8 @@ def connect(address: str, *, verbose: bool = False) -> Iterator[Cluster]:
     """
     if address.startswith("ray://"):
         raise UserError(f"--address {address}: Ray Client is not supported: use `auto` on the head, or host:6379")
+    if address not in ("local", "auto"):
+        _knock(address)
     if address != "local" and "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray does so for `auto` only; host:port would hang
     with contextlib.ExitStack() as stack:
@@ -124,6 +127,18 @@ def connect(address: str, *, verbose: bool = False) -> Iterator[Cluster]:
             nodes=sum(node["Alive"] for node in ray.nodes()),
             dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
         )
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens; Ray itself would try for minutes and then end the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except ValueError:
+        raise UserError(f"--address {address}: must be local, auto or host:port, such as 10.0.0.5:6379") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--address {address}: no Ray cluster answers there: {reason}") from None
 
 
 def run(

@@ -168,7 +168,8 @@ def read_folder(folder: Path, schema: pa.Schema, columns: Sequence[str] | None =
 
 
 def _read(files: Sequence[str], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    table = ds.dataset(files, schema=schema, format="parquet").to_table([*{"trial_id": None, **dict.fromkeys(columns)}])
+    needed = [*dict.fromkeys(["trial_id", *columns])]
+    table = ds.dataset(files, schema=schema, format="parquet").to_table(needed)
     if table["trial_id"].null_count:
         raise pa.ArrowInvalid("no trial_id in it")
     return table.select(columns)

@@ -1,24 +1,28 @@
 """A suite file: read, checked to the last key, and every complaint with its file, line and column.
 
-The file's own shape is `SuiteFile`; what the rest of raybench works with is `Suite`, whose axes carry resolved values.
+The file's own shape is `SuiteFile`; what the rest of raybench works with is `Suite`, whose axes say what each of their
+values changes in a trial's settings.
 """
 
 from __future__ import annotations
 
 import importlib
-import itertools
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from raybench.errors import SuiteError, UserError, did_you_mean
-from raybench.records import TrialRow
+from raybench.records import STATISTICS, TrialRow
 from raybench.registry import AUGMENTATIONS, DATASETS, check_model_name
 from raybench.settings import (
+    PARTIAL,
+    SHORT,
+    Assignments,
     AugmentationSpec,
     DatasetSettings,
     ModelSettings,
@@ -27,53 +31,99 @@ from raybench.settings import (
     Section,
     TrainSettings,
     TrialSettings,
+    assign,
+    first_complaint,
+    flatten,
+    full_path,
+    put,
+    wrong_key,
 )
 from raybench.yamlfile import Complaints, parse_yaml
 
 Label = str | int | float | bool
 Role = Literal["compare", "search", "repeat"]
-T = TypeVar("T", bound=BaseModel)
-Assignments = dict[str, Any]
-"""Dotted path in a trial's settings -> value."""
+Loc = tuple[str | int, ...]
+"""Keys that lead to a place in the document."""
 
 SECTIONS = ("dataset", "model", "augmentation", "train", "resources")
-SHORT = {"lr": "train.lr", "batch_size": "train.batch_size", "optimizer": "train.optimizer"}
-"""Axes that are so common that they need no dotted path."""
-RESULT_COLUMNS = frozenset(f.name for f in fields(TrialRow))
+PATHS = [
+    *SHORT,
+    "model",
+    "augmentation",
+    *(f"train.{key}" for key in TrainSettings.model_fields),
+    *(f"dataset.{key}" for key in DatasetSettings.model_fields),
+]
+"""What an axis can set, but for the options of models."""
+GRID = ("compare", "search", "repeat", "zip", "include", "exclude")
+"""Keys that decide how many trials there are."""
+TAKEN = frozenset({f.name for f in fields(TrialRow)} | STATISTICS)
+"""Names of columns, in the results or in a table, that no axis may have."""
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 NO_MODEL = ""
 """Stands for the model while only the axes name one."""
+
+
+def _axis_values(value: Any) -> Any:
+    if not isinstance(value, list | dict):
+        raise ValueError(f"{value!r} is not right: must be a list of values, or a mapping of labels to values")
+    if not value:
+        raise ValueError("has no values")
+    return value
+
+
+def _seeds(value: Any) -> Any:
+    whole = [type(seed) is int and 0 <= seed < 2**63 for seed in (value if isinstance(value, list) else [value])]
+    if not all(whole) or not value or (isinstance(value, list) and len(set(value)) < len(value)):
+        raise ValueError(f"{value!r} is not right: must be a number of seeds, or a list of different seeds from 0 up")
+    return value
+
+
+AxisValues = Annotated[
+    list[Any] | dict[str, Any], PlainValidator(_axis_values, json_schema_input_type=list[Any] | dict[str, Any])
+]
+Seeds = Annotated[
+    int | list[int], PlainValidator(_seeds, json_schema_input_type=Annotated[int, Field(ge=1)] | list[int])
+]
+
+
+class Repeat(Section):
+    """What is repeated to see the spread."""
+
+    seed: Seeds = Field(default=1, description="`5` for seeds 0 to 4, or an explicit list.")
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        return range(self.seed) if isinstance(self.seed, int) else tuple(self.seed)
 
 
 class Reference(BaseModel):
     """A published row: the axis values it belongs to, and the numbers that were printed (accuracies as 0 to 1)."""
 
-    model_config = {"extra": "allow", "frozen": True}
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    mean: float | None = None
-    std: float | None = Field(None, ge=0)
-    min: float | None = None
-    max: float | None = None
-    epochs: float | None = Field(None, description="Mean number of epochs.")
+    mean: float | None = Field(None, ge=0, le=1)
+    std: float | None = Field(None, ge=0, le=1)
+    min: float | None = Field(None, ge=0, le=1)
+    max: float | None = Field(None, ge=0, le=1)
+    epochs: float | None = Field(None, ge=0, description="Mean number of epochs.")
     n: int | None = Field(None, ge=1)
 
 
 class SuiteFile(Section):
     """The keys of a suite file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Also the folder below --results.")
+    name: str = Field(pattern=NAME, description="Also the folder below --results.")
     about: str = Field("", description="One line for people.")
     trials: int | None = Field(None, ge=1, description="What the axes must multiply to.")
     imports: list[str] = Field([], description="Modules, beside the suite file or installed, that register more names.")
     dataset: DatasetSettings
     model: ModelSettings | None = Field(None, description="Where it is no axis.")
-    augmentation: AugmentationSpec | Named | None = Field(None, description="Where it is no axis.")
+    augmentation: AugmentationSpec = Field([Named(name="none")])
     train: TrainSettings = TrainSettings()  # type: ignore[call-arg]
     resources: Resources = Resources()  # type: ignore[call-arg]
-    compare: dict[str, list[Any] | dict[str, Any]] = Field({}, description="Axes that become rows of the table.")
-    search: dict[str, list[Any] | dict[str, Any]] = Field({}, description="Axes that are tuned, such as lr.")
-    repeat: dict[Literal["seed"], int | list[int]] = Field(
-        {"seed": 1}, description="`{seed: 5}` for seeds 0 to 4, or an explicit list."
-    )
+    compare: dict[str, AxisValues] = Field({}, description="Axes that become rows of the table.")
+    search: dict[str, AxisValues] = Field({}, description="Axes that are tuned, such as lr.")
+    repeat: Repeat = Repeat()
     zip: list[list[str]] = Field([], description="Groups of axes that go in step instead of being multiplied.")
     include: list[dict[str, Any]] = Field([], description="Points besides the grid: a value for every axis.")
     exclude: list[dict[str, Any]] = Field([], description="Points to leave out: values of some axes.")
@@ -147,121 +197,65 @@ def load(path: Path, sets: Sequence[str] = (), *, smoke: bool = False) -> Suite:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{path}: cannot be read: {error}") from None
-    document, root = parse_yaml(text, str(path))
+    except UnicodeDecodeError:
+        raise SuiteError(f"{path}: cannot be read: not a text file (UTF-8)") from None
+    except OSError as error:
+        raise SuiteError(f"{path}: cannot be read: {error.strerror or error}") from None
+    document, marks = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise SuiteError(f"{path}:1:1: a suite is a mapping with name, dataset, compare, ...")
-    return build(document, Complaints(str(path), root), path.parent, [*sets, *(["train.smoke=true"] if smoke else [])])
+    return build(document, Complaints(str(path), marks), path.parent, [*sets, *(["train.smoke=true"] if smoke else [])])
 
 
 def build(
     document: dict[str, Any], complain: Complaints, folder: Path, sets: Sequence[str] = (), *, trusted: bool = False
 ) -> Suite:
-    """Check a parsed document and resolve its axes (see `load`).
+    """Check a parsed document and read its axes (see `load`).
 
     A ``trusted`` document was checked when it ran: its modules are not imported and its names not looked up again, so
     that tables can be made where neither they nor torch are installed.
     """
+    complain.names = not trusted
     overrides = _apply_sets(document, sets, complain)
-    file = _validated(SuiteFile, document, complain)
-    if trusted:
-        complain.names = False
-    else:
+    try:
+        file = SuiteFile.model_validate(document)
+    except ValidationError as failed:
+        raise complain.at(*first_complaint(failed, SuiteFile)) from None
+    if not trusted:
         _import_modules(file.imports, folder, complain)
-    axes = [
-        _axis(name, cast(Role, role), values, complain)
-        for role in ("compare", "search", "repeat")
-        for name, values in getattr(file, role).items()
+    settings = TrialSettings(
+        dataset=file.dataset,
+        model=file.model or ModelSettings(name=NO_MODEL),
+        augmentation=file.augmentation,
+        train=file.train,
+        resources=file.resources,
+    )
+    _check_names(settings, complain)
+    base = settings.model_dump()
+    grid = [
+        *(_axis(name, "compare", values, base, complain) for name, values in file.compare.items()),
+        *(_axis(name, "search", values, base, complain) for name, values in file.search.items()),
     ]
-    _check_axes(axes, file, overrides, complain)
-    base = _base_settings(document, axes, complain)
-    axes = [_resolved(axis, base, complain) for axis in axes]
-    suite = Suite(
-        name=file.name + ("-smoke" if base["train"]["smoke"] else ""),
+    _check_axes(grid, overrides, complain)
+    _check_zip(file.zip, grid, complain)
+    if settings.model.name == NO_MODEL and not any({"model", "model.name"} & _paths(axis) for axis in grid):
+        raise complain.at(["model"], "is missing: name one under `model:` or several under `compare: {model: [...]}`")
+    return Suite(
+        name=file.name + ("-smoke" if file.train.smoke else ""),
         about=file.about,
         source=complain.source,
         document=document,
         folder=folder,
         imports=tuple(file.imports),
         base=base,
-        axes=tuple(axes),
+        axes=(*grid, Axis("seed", "repeat", file.repeat.seeds, ())),
         zip=tuple(tuple(group) for group in file.zip),
-        include=tuple(_include(i, point, axes, base, complain) for i, point in enumerate(file.include)),
-        exclude=tuple(_matching("exclude", i, point, axes, complain) for i, point in enumerate(file.exclude)),
-        overrides={path: read(base, path) for path in overrides},
-        trials=None if any(_root(text) in ("compare", "search", "repeat") for text in sets) else file.trials,
-        reference=tuple(_reference(i, row, axes, complain) for i, row in enumerate(file.reference)),
+        include=tuple(_include(i, point, grid, base, complain) for i, point in enumerate(file.include)),
+        exclude=tuple(_matching(("exclude", i), point, grid, complain) for i, point in enumerate(file.exclude)),
+        overrides=overrides,
+        trials=None if any(text.split("=")[0].split(".")[0].strip() in GRID for text in sets) else file.trials,
+        reference=tuple(_reference(i, row, grid, complain) for i, row in enumerate(file.reference)),
     )
-    return suite
-
-
-def _root(text: str) -> str:
-    return text.partition("=")[0].split(".")[0].strip()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checking
-
-
-def _validated(cls: type[T], document: Any, complain: Complaints, loc: tuple[Any, ...] = ()) -> T:
-    """Validate ``document`` as ``cls``; the first complaint of pydantic becomes ours, with its place."""
-    try:
-        return cls.model_validate(document)
-    except ValidationError as failed:
-        # Of a union's branches pydantic reports each; the deepest complaint is about the branch that was meant.
-        error = max(failed.errors(), key=lambda e: len(_plain_loc(e["loc"], document)))
-        place = _plain_loc(error["loc"], document)
-        raise complain.at((*loc, *place), _in_words(error, cls, place)) from None
-
-
-def _plain_loc(loc: Sequence[Any], document: Any) -> tuple[Any, ...]:
-    """Drop what pydantic adds to a location for its unions: keep the keys that the document has, and the last one."""
-    plain: list[Any] = []
-    for index, part in enumerate(loc):
-        if (isinstance(document, Mapping) and part in document) or (
-            isinstance(document, list) and isinstance(part, int) and part < len(document)
-        ):
-            plain.append(part)
-            document = document[part]
-        elif index == len(loc) - 1 and isinstance(document, Mapping) and isinstance(part, str) and part.isidentifier():
-            plain.append(part)
-    return tuple(plain)
-
-
-def _in_words(error: Any, cls: type[BaseModel], place: tuple[Any, ...]) -> str:
-    """Say what is wrong and what would be right."""
-    if place[:2] == ("dataset", "validation") or place == ("validation",):
-        return "must be `test`, `split`, `{size: N}` or `{fraction: F}` with F between 0 and 1"
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        return f"unknown key{did_you_mean(str(place[-1]), _fields_at(cls, place[:-1]))}"
-    if kind == "missing":
-        return "is missing"
-    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if kind == "string_pattern_mismatch":
-        return f"{error['input']!r}: letters, digits, '_' and '-' only, the first a letter or digit"
-    if kind == "value_error":
-        return message
-    return f"{error['input']!r} is not right: must be {message}"
-
-
-def _fields_at(cls: type[BaseModel], place: Sequence[Any]) -> list[str]:
-    """Return the keys allowed in the section at ``place``."""
-    for part in place:
-        info = cls.model_fields.get(str(part))
-        found = [c for c in _classes(info.annotation) if issubclass(c, BaseModel)] if info else []
-        if not found:
-            return []
-        cls = found[0]
-    return list(cls.model_fields)
-
-
-def _classes(annotation: Any) -> Iterator[type]:
-    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _classes(inner)
 
 
 def _import_modules(modules: Sequence[str], folder: Path, complain: Complaints) -> None:
@@ -271,34 +265,31 @@ def _import_modules(modules: Sequence[str], folder: Path, complain: Complaints) 
     for index, module in enumerate(modules):
         try:
             importlib.import_module(module)
-        except UserError:
-            raise
-        except Exception as error:  # the user's own code may raise anything
-            raise complain.at(
-                ("imports", index), f"cannot import {module!r}: {type(error).__name__}: {error}"
-            ) from None
-
-
-def _check_names(settings: TrialSettings, complain: Complaints, loc: tuple[Any, ...]) -> None:
-    """Check every registered name of ``settings``; ``loc`` is the axis value to blame, if it is one."""
-
-    def check(section: str, call: Any, name: str) -> None:
-        if not complain.names:
-            return
-        try:
-            call(name)
-        except UserError as error:
-            raise complain.at(loc or (section,), str(error)) from None
-
-    check("dataset", DATASETS.check, settings.dataset.name)
-    if settings.model.name != NO_MODEL:
-        check("model", check_model_name, settings.model.name)
-    for part in settings.augmentation:
-        check("augmentation", AUGMENTATIONS.check, part.name)
+        except (Exception, SystemExit) as error:  # the user's own code may raise anything
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            reason = " ".join(f"{kind}{error}".split())
+            raise complain.at(("imports", index), f"cannot import {module!r}: {reason}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Overrides from the command line
+# Checking
+
+
+def _check_names(settings: TrialSettings, complain: Complaints, value: Loc = ()) -> None:
+    """Check every registered name in ``settings``; ``value`` is the axis value to blame, if it is one."""
+
+    def check(known: Callable[[str], None], key: str, name: str) -> None:
+        try:
+            known(name)
+        except UserError as error:
+            raise complain.at(value or (key,), str(error)) from None
+
+    if complain.names:
+        check(DATASETS.check, "dataset.name", settings.dataset.name)
+        if settings.model.name != NO_MODEL:
+            check(check_model_name, "model.name", settings.model.name)
+        for part in settings.augmentation:
+            check(AUGMENTATIONS.check, "augmentation", part.name)
 
 
 def _apply_sets(document: dict[str, Any], sets: Sequence[str], complain: Complaints) -> Assignments:
@@ -306,248 +297,243 @@ def _apply_sets(document: dict[str, Any], sets: Sequence[str], complain: Complai
     overrides: Assignments = {}
     for text in sets:
         path, equals, value_text = text.partition("=")
-        path = path.strip()
+        root, _, rest = (path := full_path(path.strip())).partition(".")
         if not equals or not path:
             raise SuiteError(f"--set {text}: must be key.path=value, e.g. train.epochs=2")
-        path = SHORT.get(path, path)
-        value, _ = parse_yaml(value_text, f"--set {text}")
-        root, _, rest = path.partition(".")
         if root not in SuiteFile.model_fields:
-            raise SuiteError(f"--set {text}: unknown key {root!r}{did_you_mean(root, SuiteFile.model_fields)}")
-        # An axis may itself be called `model.blocks`, so below compare, search and repeat the rest is one key.
-        keys = [root, rest] if root in ("compare", "search", "repeat") and rest else path.split(".")
-        _put(document, keys, value)
-        complain.said_by[tuple(keys)] = text
+            raise SuiteError(
+                f"--set {text}: unknown key {root!r}{did_you_mean(root, [*SuiteFile.model_fields, *SHORT])}"
+            )
+        value, _ = parse_yaml(value_text, f"--set {text}")
+        # An axis may itself be called `model.blocks`, so below compare and search the rest is one key.
+        axis = root in ("compare", "search") and rest
+        if not axis and (wrong := wrong_key(SuiteFile, path)):
+            raise SuiteError(f"--set {text}: {path}: {wrong}")
+        changes = flatten(path, value) if root in SECTIONS else {path: value}
+        for key, new in changes.items():
+            if key.startswith("model.") and document.get("model") is None:
+                document["model"] = NO_MODEL
+            put(document, [root, rest] if axis else key.split("."), new)
+            complain.said_by[key] = text
         if root in SECTIONS:
-            overrides.update(assignments_of(path, value))
+            overrides.update(changes)
     return overrides
-
-
-def _put(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Set ``tree[k1][k2]... = value``; a name on the way (``model: model1``) becomes ``{name: model1}``."""
-    for key in keys[:-1]:
-        below = tree.get(key)
-        if isinstance(below, str):
-            below = {"name": below}
-        tree[key] = dict(below) if isinstance(below, dict) else {}
-        tree = tree[key]
-    tree[keys[-1]] = value
-
-
-def assignments_of(path: str, value: Any) -> Assignments:
-    """Flatten nested overrides into dotted paths. A mapping with a ``name`` replaces what is there as a whole."""
-    if isinstance(value, dict) and "name" not in value and (value or not path) and _root(path) != "augmentation":
-        merged: Assignments = {}
-        for key, below in value.items():
-            merged.update(assignments_of(f"{path}.{key}" if path else SHORT.get(key, key), below))
-        return merged
-    return {path: value}
-
-
-def assign(settings: dict[str, Any], assignments: Assignments) -> dict[str, Any]:
-    """Return ``settings`` with ``assignments`` made, shallow paths first; nothing in the argument is changed."""
-    result = dict(settings)
-    for path in sorted(assignments, key=lambda path: path.count(".")):
-        _put(result, path.split("."), assignments[path])
-    return result
-
-
-def read(settings: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted ``path`` of resolved settings."""
-    value: Any = settings
-    for key in path.split("."):
-        value = value[key]
-    return value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Axes
 
 
-def _axis(name: str, role: Role, values: Any, complain: Complaints) -> Axis:
-    """Read one axis: a list of plain values, or ``label: value`` where a value is more than a word or a number."""
-    loc = (role, name)
-    if name == "seed":
-        if role != "repeat":
-            raise complain.at(loc, "seeds are repetitions: write repeat: {seed: 5}")
-        seeds = range(values) if isinstance(values, int) else tuple(values)
-        if len(seeds) == 0 or min(seeds[0], seeds[-1], *(() if isinstance(seeds, range) else seeds)) < 0:
-            raise complain.at(loc, "must be a number of seeds (1 or more) or a list of seeds (0 or more)")
-        if not isinstance(seeds, range) and len(set(seeds)) != len(seeds):
-            raise complain.at(loc, "a seed is listed twice")
-        return Axis(name, role, seeds, ())
-    if isinstance(values, dict):
-        labels: list[Any] = list(values)
-        contents = list(values.values())
-    else:
-        labels = contents = list(values)
-    if not labels:
-        raise complain.at(loc, "has no values")
-    for index, label in enumerate(labels):
+def _axis(
+    name: str, role: Role, values: list[Any] | dict[str, Any], base: dict[str, Any], complain: Complaints
+) -> Axis:
+    """Read one axis: a list of plain values, or ``label: value`` where a value is more than a word or a number.
+
+    The values are those of the settings at the path ``name``, or else mappings of overrides.
+    """
+    labelled = isinstance(values, dict)
+    path = _axis_path(name, role, labelled, complain)
+    labels: list[Label] = []
+    assigned: list[Assignments] = []
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        loc, label = (role, name, key), key if labelled else value
         if not isinstance(label, Label):
-            raise complain.at(
-                (*loc, index), "give values that are not a word or a number a label: `{label: value, ...}`"
-            )
-        if label in labels[:index]:
-            raise complain.at((*loc, index), f"{label!r} is listed twice")
-    path = SHORT.get(name, name)
-    if path.split(".")[0] in SECTIONS:
-        return Axis(name, role, tuple(labels), tuple(assignments_of(path, content) for content in contents))
-    if not isinstance(values, dict):
-        known = [*SHORT, "model", "augmentation", "train.", "dataset.", "model."]
-        raise complain.at(
-            loc,
-            f"unknown axis{did_you_mean(name, known)} (an axis of named overrides is written {{label: {{path: value}}}})",
-        )
-    if name in RESULT_COLUMNS:
+            raise complain.at(loc, "give values that are not a word or a number a label: `{label: value, ...}`")
+        if path:
+            assignments = flatten(path, value)
+        elif isinstance(value, dict | None):
+            assignments = {p: v for k, new in (value or {}).items() for p, v in flatten(full_path(k), new).items()}
+        else:
+            raise complain.at(loc, "must be a mapping of overrides, such as {train.epochs: 20}")
+        settings = _checked(assignments, base, complain, loc, path)
+        if not labelled:
+            label = _as_read(settings, path, label)
+        if label in labels:
+            raise complain.at(loc, f"{label!r} is listed twice")
+        labels.append(label)
+        assigned.append(assignments)
+    return Axis(name, role, tuple(labels), tuple(assigned))
+
+
+def _axis_path(name: str, role: Role, labelled: bool, complain: Complaints) -> str:
+    """Return the path in the settings that the axis sets, or nothing for an axis of named overrides."""
+    loc, path = (role, name), full_path(name)
+    root = path.split(".")[0]
+    if name == "seed":
+        raise complain.at(loc, "seeds are repetitions: write repeat: {seed: 5}")
+    if root == "resources":
+        raise complain.at(loc, "resources decide where a trial runs, not what it computes")
+    if root in SECTIONS:
+        if wrong := wrong_key(TrialSettings, path):
+            raise complain.at(loc, wrong)
+        return path
+    if not labelled:
+        form = "an axis of named overrides is written {label: {path: value}}"
+        raise complain.at(loc, f"unknown axis{did_you_mean(name, PATHS)} ({form})")
+    if not re.match(NAME, name):
+        raise complain.at(loc, "the name of an axis is made of letters, digits, '_' and '-'")
+    if name in TAKEN:
         raise complain.at(loc, "is the name of a result column: give the axis another name, such as `variant`")
-    for label, content in values.items():
-        if not isinstance(content, dict | None):
-            raise complain.at((*loc, label), "must be a mapping of overrides, such as {train.epochs: 20}")
-    return Axis(name, role, tuple(labels), tuple(assignments_of("", content or {}) for content in contents))
+    return ""
 
 
-def _check_axes(axes: Sequence[Axis], file: SuiteFile, overrides: Assignments, complain: Complaints) -> None:
-    """Refuse axes that hide each other, and zip groups that cannot go in step."""
-    by_name: dict[str, Axis] = {}
+def _checked(
+    assignments: Assignments, base: dict[str, Any], complain: Complaints, loc: Loc, path: str = ""
+) -> TrialSettings:
+    """Return ``base`` with the assignments of one axis value, which stands at ``loc`` and belongs to ``path``."""
+
+    def inside(place: str) -> Loc:
+        rest = place.removeprefix(path).strip(".")
+        return (*loc, rest) if rest else loc
+
+    for place in assignments:
+        if wrong := wrong_key(TrialSettings, place):
+            raise complain.at(inside(place), wrong)
+    try:
+        settings = TrialSettings.model_validate(assign(base, assignments), context=PARTIAL)
+    except ValidationError as failed:
+        at, message = first_complaint(failed, TrialSettings)
+        raise complain.at(inside(".".join(str(key) for key in at)), message) from None
+    _check_names(settings, complain, loc)
+    return settings
+
+
+def _as_read(settings: TrialSettings, path: str, label: Label) -> Label:
+    """Return the value at ``path`` where it is plain (``"1e-3"`` was read as 0.001), else ``label``."""
+    value: Any = settings.model_dump()
+    for key in path.split("."):
+        value = value[key]
+    return value if isinstance(value, Label) else label
+
+
+def _paths(axis: Axis) -> set[str]:
+    """Return all that the axis sets."""
+    return {path for assignments in axis.assignments for path in assignments}
+
+
+def _check_axes(axes: Sequence[Axis], overrides: Assignments, complain: Complaints) -> None:
+    """Refuse axes that hide each other, and overrides that hide an axis."""
+    roles: dict[str, Role] = {}
+    setters: dict[str, str] = {}
     for axis in axes:
-        if axis.name in by_name:
-            raise complain.at((axis.role, axis.name), f"is an axis of {by_name[axis.name].role} already")
-        by_name[axis.name] = axis
+        loc = (axis.role, axis.name)
+        if axis.name in roles:
+            raise complain.at(loc, f"is an axis of {roles[axis.name]} already")
+        roles[axis.name] = axis.role
+        for path in sorted(_paths(axis)):
+            if path in setters:
+                raise complain.at(loc, f"sets {path}, which the axis {setters[path]} sets too")
+            setters[path] = axis.name
+        own = full_path(axis.name)
         for path in overrides:
-            if SHORT.get(axis.name, axis.name) == path:
+            if own in (path, path.removesuffix(".name")) or own.startswith(f"{path}."):
                 raise SuiteError(
-                    f"--set {path}: is an axis of this suite: choose among its values with --only {axis.name}=..., or"
-                    f" replace them with --set '{axis.role}.{axis.name}=[...]'"
+                    f"--set {path}: would hide the axis {axis.name}: choose among its values with --only"
+                    f" {axis.name}=..., or replace them with --set '{axis.role}.{axis.name}=[...]'"
                 )
-        if axis.name.split(".")[0] == "resources":
-            raise complain.at((axis.role, axis.name), "resources decide where a trial runs, not what it computes")
+
+
+def _check_zip(groups: Sequence[Sequence[str]], axes: Sequence[Axis], complain: Complaints) -> None:
+    """Refuse groups of axes that cannot go in step."""
+    by_name = {axis.name: axis for axis in axes}
     used: set[str] = set()
-    for index, group in enumerate(file.zip):
+    for index, group in enumerate(groups):
+        loc = ("zip", index)
         for name in group:
+            if name == "seed":
+                raise complain.at(loc, "seeds go in step with nothing: every point is run with each")
             if name not in by_name:
-                raise complain.at(("zip", index), f"{name!r} is no axis{did_you_mean(name, by_name)}")
-            if by_name[name].role == "repeat" or name in used:
-                raise complain.at(("zip", index), f"{name!r} cannot be in this group: each axis once, and no seeds")
+                raise complain.at(loc, f"{name!r} is no axis{did_you_mean(name, by_name)}")
+            if name in used:
+                raise complain.at(loc, f"{name!r} is in a group already")
             used.add(name)
+        if len(group) < 2:
+            raise complain.at(loc, "name two axes or more that go in step")
         lengths = {name: len(by_name[name].labels) for name in group}
         if len(set(lengths.values())) != 1:
             sizes = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-            raise complain.at(("zip", index), f"axes that go in step need equally many values: {sizes}")
+            raise complain.at(loc, f"axes that go in step need equally many values: {sizes}")
         if len({by_name[name].role for name in group}) != 1:
-            raise complain.at(("zip", index), "axes that go in step must all be in compare or all in search")
+            raise complain.at(loc, "axes that go in step must all be in compare or all in search")
 
 
-def _base_settings(document: dict[str, Any], axes: Sequence[Axis], complain: Complaints) -> dict[str, Any]:
-    """Return the settings that the axes are laid over, defaults filled in; the model's name may still be empty."""
-    sections = {key: document[key] for key in SECTIONS if document.get(key) is not None}
-    given = {"dataset": sections["dataset"], "model": sections.get("model", NO_MODEL)}
-    bare = TrialSettings.model_validate(given).model_dump()
-    tree = assign(bare, assignments_of("", {k: v for k, v in sections.items() if k not in given}))
-    settings = _validated(TrialSettings, tree, complain)
-    _check_names(settings, complain, ())
-    if settings.model.name == NO_MODEL:
-        setting = [axis for axis in axes if any("model" in a or "model.name" in a for a in axis.assignments)]
-        if not setting:
-            raise complain.at(
-                (), "model: is missing: name one under `model:` or several under `compare: {model: [...]}`"
-            )
-        for axis in setting:
-            for index, assignments in enumerate(axis.assignments):
-                if not any(path in ("model", "model.name") for path in assignments) and len(setting) == 1:
-                    raise complain.at((axis.role, axis.name, *_key(axis, index, complain)), "names no model")
-    return settings.model_dump()
+# ---------------------------------------------------------------------------------------------------------------------
+# Points of the grid
 
 
-def _resolved(axis: Axis, base: dict[str, Any], complain: Complaints) -> Axis:
-    """Return ``axis`` with every value validated against ``base`` and brought to its final form (``"1e-3"`` -> 0.001)."""
-    return Axis(
-        axis.name,
-        axis.role,
-        axis.labels,
-        tuple(
-            _resolved_value(assignments, base, complain, (axis.role, axis.name, *_key(axis, index, complain)))
-            for index, assignments in enumerate(axis.assignments)
-        ),
-    )
+def find_label(labels: Iterable[Label], value: Any) -> Label | None:
+    """Return the label that ``value`` names: 0.001 and ``"1e-3"`` are one, and so are True and ``"true"``."""
+    word, number = str(value), _number(value)
+
+    def named(label: Label) -> bool:
+        if isinstance(label, bool):
+            return word in (str(label), str(label).lower())
+        return str(label) == word or (number is not None and _number(label) == number)
+
+    return next((label for label in labels if named(label)), None)
 
 
-def _key(axis: Axis, index: int, complain: Complaints) -> tuple[Any, ...]:
-    """Return how the document addresses a value: by its label in a mapping, else by its position."""
-    label = axis.labels[index]
-    return (label,) if (axis.role, axis.name, label) in complain.marks else (index,)
-
-
-def _resolved_value(
-    assignments: Assignments, base: dict[str, Any], complain: Complaints, loc: tuple[Any, ...]
-) -> Assignments:
-    tree = assign(base, assignments)
+def _number(value: Any) -> float | None:
     try:
-        settings = TrialSettings.model_validate(tree)
-    except ValidationError as failed:
-        error = max(failed.errors(), key=lambda e: len(_plain_loc(e["loc"], tree)))
-        place = _plain_loc(error["loc"], tree)
-        path = ".".join(str(part) for part in place)
-        inside = next((key for key in assignments if path.startswith(key)), None)
-        message = _in_words(error, TrialSettings, place)
-        raise complain.at(
-            (*loc, *([inside] if inside else [])), message if inside == path else f"{path}: {message}"
-        ) from None
-    _check_names(settings, complain, loc)
-    resolved = settings.model_dump()
-    return {path: read(resolved, path) for path in assignments}
+        return float(str(value))
+    except ValueError:
+        return None
 
 
-def _label(axis: Axis, value: Any, complain: Complaints, loc: tuple[Any, ...]) -> Label:
-    """Return the label of ``axis`` that ``value`` names; ``0.001`` and ``1e-3`` are one."""
-    for label in axis.labels:
-        if value == label or str(value) == str(label):
-            return label
-    shown = [str(label) for label in itertools.islice(axis.labels, 50)]
-    raise complain.at(loc, f"{value!r} is no value of {axis.name}{did_you_mean(str(value), shown)}")
+def _label(axis: Axis, value: Any, complain: Complaints, loc: Loc) -> Label:
+    label = find_label(axis.labels, value)
+    if label is None:
+        raise complain.at(loc, f"{value!r} is no value of {axis.name}{did_you_mean(value, axis.labels[:50])}")
+    return label
 
 
-def _matching(
-    key: str, index: int, point: dict[str, Any], axes: Sequence[Axis], complain: Complaints
-) -> dict[str, Label]:
-    """Read a partial point, such as an ``exclude`` entry or the axes of a reference row."""
-    by_name = {axis.name: axis for axis in axes}
+def _check_point(
+    loc: Loc, point: dict[str, Any], axes: Sequence[Axis], complain: Complaints, others: Iterable[str] = ()
+) -> None:
+    """Refuse a point that names no axis, or what is none."""
+    known = [axis.name for axis in axes]
     for name in point:
-        if name not in by_name:
-            raise complain.at((key, index, name), f"is no axis{did_you_mean(name, by_name)}")
+        if name not in known:
+            raise complain.at((*loc, name), f"is no axis of compare or search{did_you_mean(name, [*known, *others])}")
     if not point:
-        raise complain.at((key, index), "names no axis")
-    return {name: _label(by_name[name], value, complain, (key, index, name)) for name, value in point.items()}
+        raise complain.at(loc, "names no axis")
+
+
+def _matching(loc: Loc, point: dict[str, Any], axes: Sequence[Axis], complain: Complaints) -> dict[str, Label]:
+    """Read a partial point, such as an ``exclude`` entry or the axes of a reference row."""
+    _check_point(loc, point, axes, complain)
+    by_name = {axis.name: axis for axis in axes}
+    return {name: _label(by_name[name], value, complain, (*loc, name)) for name, value in point.items()}
 
 
 def _include(
     index: int, point: dict[str, Any], axes: Sequence[Axis], base: dict[str, Any], complain: Complaints
 ) -> tuple[dict[str, Label], Assignments]:
     """Read a point besides the grid: labels of the axes, or new plain values where the axis is a path."""
-    by_name = {axis.name: axis for axis in axes if axis.role != "repeat"}
-    for name in point:
-        if name not in by_name:
-            raise complain.at(("include", index, name), f"is no axis{did_you_mean(name, by_name)}")
+    _check_point(("include", index), point, axes, complain)
     labels: dict[str, Label] = {}
     assignments: Assignments = {}
-    for name, axis in by_name.items():
+    for axis in axes:
+        name, loc, path = axis.name, ("include", index, axis.name), full_path(axis.name)
         if name not in point:
             raise complain.at(("include", index), f"needs a value for {name}")
-        loc = ("include", index, name)
         value = point[name]
-        path = SHORT.get(name, name)
-        if value not in axis.labels and path.split(".")[0] in SECTIONS and isinstance(value, Label):
-            labels[name] = value
-            assignments.update(_resolved_value({path: value}, base, complain, loc))
+        known = find_label(axis.labels, value)
+        if known is None and path.split(".")[0] in SECTIONS and isinstance(value, Label):
+            labels[name] = _as_read(_checked({path: value}, base, complain, loc, path), path, value)
+            assignments[path] = value
         else:
             labels[name] = _label(axis, value, complain, loc)
-            assignments.update(axis.assignments[list(axis.labels).index(labels[name])])
+            assignments |= axis.assignments[list(axis.labels).index(labels[name])]
     return labels, assignments
 
 
 def _reference(index: int, row: Reference, axes: Sequence[Axis], complain: Complaints) -> dict[str, Any]:
-    point = _matching("reference", index, dict(row.__pydantic_extra__ or {}), axes, complain)
-    return {**point, **{name: value for name, value in row if value is not None and name not in point}}
+    numbers = {key: getattr(row, key) for key in Reference.model_fields}
+    loc, point = ("reference", index), row.model_extra or {}
+    _check_point(loc, point, axes, complain, numbers)
+    labels = _matching(loc, point, axes, complain)
+    return {**labels, **{key: number for key, number in numbers.items() if number is not None}}
 
 
 def json_schema() -> dict[str, Any]:

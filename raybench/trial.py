@@ -221,8 +221,15 @@ def _fresh_process(seed: int, threads: int) -> Iterator[None]:
         yield
     finally:
         gc.collect()
+        _keep_what_is_there()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@functools.cache
+def _keep_what_is_there() -> None:
+    """Spare the collector everything that torch and Ray made: looking through it takes 0.2 s after every trial."""
+    gc.freeze()
 
 
 @functools.cache

@@ -31,7 +31,10 @@ class Complaints:
         """Return the error for the key at ``path``, at the place of the nearest key that the document has."""
         key = ".".join(str(part) for part in path)
         above = list(_above(key))
-        said = [*(path for path in above if path in self.said_by), *(p for p in self.said_by if p.startswith(f"{key}."))]
+        said = [
+            *(path for path in above if path in self.said_by),
+            *(p for p in self.said_by if p.startswith(f"{key}.")),
+        ]
         if said:
             return SuiteError(f"--set {self.said_by[said[0]]}: {key}: {message}")
         line, column = next((self.marks[path] for path in above if path in self.marks), (1, 1))
@@ -47,7 +50,7 @@ def _above(key: str) -> Iterator[str]:
 
 
 class _Constructor(SafeConstructor):
-    """Keys are words whatever they look like (``8: ...``, ``off: ...``), and so are dates, which YAML 1.2 does not have."""
+    """Keys are words, whatever they look like (``8: ...``), and so are dates, which YAML 1.2 does not know."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         for key, _ in node.value:

@@ -76,7 +76,7 @@ def test_what_a_model_raises_becomes_a_row(
     row = outcome.row
     assert (row.status, row.error_class, row.error, row.epochs) == ("failed", expected, text, 1)
     assert row.traceback is not None and row.traceback.startswith("Traceback (most recent call last):")
-    assert 'raise error\n' in row.traceback and "test_trial.py" in row.traceback
+    assert "raise error\n" in row.traceback and "test_trial.py" in row.traceback
     assert list(outcome.epochs) == reported and len(reported) == 1
     assert outcome.predictions is None
     assert row.best_epoch is None and row.test_accuracy is None and row.train_seconds is None
@@ -202,7 +202,12 @@ def test_a_finished_row_says_where_it_comes_from(make_trial: MakeTrial, source: 
     assert row.parameters == 64 * 64 + 64 + 64 * 3 + 3
     assert {name: getattr(row, name) for name in provenance} == provenance
     versions = (row.raybench_version, row.python_version, row.torch_version, row.torchvision_version)
-    assert versions == (__version__, platform.python_version(), torch.__version__.partition("+")[0], row.torchvision_version)
+    assert versions == (
+        __version__,
+        platform.python_version(),
+        torch.__version__.partition("+")[0],
+        row.torchvision_version,
+    )
     assert row.torchvision_version in torchvision.__version__ and row.numpy_version == np.__version__
     assert str(row.device).endswith("(cpu)") and row.host
     assert row.started_at is not None and datetime.fromisoformat(row.started_at).utcoffset() is not None

@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import ValidationError
+
+from raybench.settings import (
+    PARTIAL,
+    EarlyStopping,
+    Optimizer,
+    Resources,
+    TrainSettings,
+    TrialSettings,
+    assign,
+    first_complaint,
+    flatten,
+    full_path,
+    wrong_key,
+)
+from raybench.suite import json_schema, shipped_suites
+from raybench.yamlfile import parse_yaml
+
+SCHEMA = Path(__file__).parent.parent / "suites" / "raybench.schema.json"
+
+
+def settings(**sections: Any) -> TrialSettings:
+    return TrialSettings.model_validate({"dataset": {"name": "digits"}, "model": "mlp", **sections})
+
+
+def complaint(**sections: Any) -> str:
+    with pytest.raises(ValidationError) as error:
+        settings(**sections)
+    place, message = first_complaint(error.value, TrialSettings)
+    return f"{'.'.join(map(str, place))}: {message}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spellings
+
+
+@pytest.mark.parametrize(
+    ("written", "parts"),
+    [
+        ("aug1", [{"name": "aug1"}]),
+        ("none", [{"name": "none"}]),
+        (None, [{"name": "none"}]),
+        ([], []),
+        (["flip"], [{"name": "flip"}]),
+        ({"shift": 0.1}, [{"name": "shift", "value": 0.1}]),
+        ({"shift": {"x": 0.1, "y": 0.2}}, [{"name": "shift", "x": 0.1, "y": 0.2}]),
+        ({"flip": None}, [{"name": "flip"}]),
+        ({"zoom": [0.9, 1.1]}, [{"name": "zoom", "value": [0.9, 1.1]}]),
+        ({"name": "shift"}, [{"name": "shift"}]),
+        ({"name": "shift", "x": 0.1}, [{"name": "shift", "x": 0.1}]),
+        (
+            ["aug1", {"shift": 0.1}, {"zoom": {"range": 0.2}}, {"name": "flip", "vertical": True}, None],
+            [
+                {"name": "aug1"},
+                {"name": "shift", "value": 0.1},
+                {"name": "zoom", "range": 0.2},
+                {"name": "flip", "vertical": True},
+                {"name": "none"},
+            ],
+        ),
+    ],
+)
+def test_every_spelling_of_an_augmentation(written: Any, parts: list[dict[str, Any]]) -> None:
+    read = settings(augmentation=written)
+    assert read.model_dump()["augmentation"] == parts
+    assert settings(augmentation=parts) == read
+
+
+def test_a_name_alone_is_a_model_or_an_optimizer() -> None:
+    read = settings(model="mlp", train={"optimizer": "sgd"})
+    assert read == settings(model={"name": "mlp"}, train={"optimizer": {"name": "sgd"}})
+    assert read.model.options == {}
+    assert settings(model={"name": "mlp", "hidden": [64]}).model.options == {"hidden": [64]}
+
+
+def test_quoted_numbers_are_numbers() -> None:
+    assert settings(train={"lr": "1e-3", "epochs": "7"}).train == TrainSettings(lr=0.001, epochs=7)
+
+
+def test_the_defaults() -> None:
+    assert settings().model_dump() == {
+        "dataset": {
+            "name": "digits",
+            "folder": None,
+            "image_size": None,
+            "validation": {"size": None, "fraction": 0.1},
+            "train_size": None,
+            "test_size": None,
+            "seed": 0,
+        },
+        "model": {"name": "mlp"},
+        "augmentation": [{"name": "none"}],
+        "train": {
+            "epochs": 20,
+            "batch_size": 32,
+            "lr": 0.001,
+            "optimizer": {"name": "adam", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "decay": 0.0},
+            "loss": "cross_entropy",
+            "early_stopping": None,
+            "best": "val_accuracy",
+            "precision": "float32",
+            "test_every_epoch": False,
+            "smoke": False,
+        },
+        "resources": {"cpus": 1, "gpus": 0.0, "workers": 1},
+    }
+
+
+def test_settings_survive_json() -> None:
+    read = settings(augmentation=[{"shift": 0.1}], dataset={"name": "digits", "validation": {"size": 10}})
+    assert TrialSettings.model_validate_json(read.model_dump_json()) == read
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+
+VALIDATION = "must be `test`, `split`, `{size: N}` or `{fraction: F}` with F between 0 and 1"
+FOLDER = "must be a relative folder below --data-dir, such as 'pets/train'; give the place itself with --data-dir"
+OPTIMIZERS = "must be 'adam', 'adamw', 'sgd' or 'rmsprop'"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"epochs": 0}}, "train.epochs: 0 is not right: must be greater than or equal to 1"),
+        ({"train": {"epochs": 1.5}}, "train.epochs: 1.5 is not right: must be a whole number"),
+        ({"train": {"epochs": "many"}}, "train.epochs: 'many' is not right: must be a whole number"),
+        ({"train": {"lr": "fast"}}, "train.lr: 'fast' is not right: must be a number"),
+        ({"train": {"lr": 0}}, "train.lr: 0 is not right: must be greater than 0"),
+        ({"train": {"lr": float("nan")}}, "train.lr: nan is not right: must be a finite number"),
+        ({"train": {"lr": float("inf")}}, "train.lr: inf is not right: must be a finite number"),
+        ({"train": {"loss": "mse"}}, "train.loss: 'mse' is not right: must be 'cross_entropy' or 'bce'"),
+        ({"train": {"smoke": "perhaps"}}, "train.smoke: 'perhaps' is not right: must be true or false"),
+        ({"train": [1]}, "train: [1] is not right: must be a mapping"),
+        ({"train": {"optimizer": "sdg"}}, f"train.optimizer.name: 'sdg' is not right: {OPTIMIZERS}"),
+        ({"train": {"optimizer": ["sgd"]}}, "train.optimizer: ['sgd'] is not right: must be a name or a mapping"),
+        (
+            {"train": {"optimizer": {"name": "adam", "momentum": 0.9}}},
+            "train.optimizer: adam has no momentum: use sgd or rmsprop",
+        ),
+        (
+            {"train": {"optimizer": {"name": "sgd", "nesterov": True}}},
+            "train.optimizer: nesterov needs sgd with momentum",
+        ),
+        (
+            {"train": {"optimizer": {"name": "rmsprop", "momentum": 0.9, "nesterov": True}}},
+            "train.optimizer: nesterov needs sgd with momentum",
+        ),
+        (
+            {"train": {"early_stopping": {"patience": 0}}},
+            "train.early_stopping.patience: 0 is not right: must be greater than or equal to 1",
+        ),
+        (
+            {"train": {"early_stopping": {"patiense": 3}}},
+            "train.early_stopping.patiense: unknown key; did you mean 'patience'?",
+        ),
+        ({"train": {"early_stopping": True}}, "train.early_stopping: True is not right: must be a mapping"),
+        (
+            {"train": {"early_stopping": {"metric": "test_accuracy"}}},
+            "train.early_stopping.metric: 'test_accuracy' is not right: must be 'val_accuracy', 'val_loss',"
+            " 'train_accuracy' or 'train_loss'",
+        ),
+        ({"dataset": {}}, "dataset.name: is missing"),
+        ({"dataset": {"nmae": "digits"}}, "dataset.nmae: unknown key; did you mean 'name'?"),
+        ({"dataset": "digits"}, "dataset: 'digits' is not right: must be a mapping"),
+        (
+            {"dataset": {"name": "digits", "train_size": 0}},
+            "dataset.train_size: 0 is not right: must be greater than or equal to 1",
+        ),
+        ({"dataset": {"name": "x", "folder": "/a"}}, f"dataset.folder: '/a' is not right: {FOLDER}"),
+        ({"dataset": {"name": "x", "folder": "~/a"}}, f"dataset.folder: '~/a' is not right: {FOLDER}"),
+        ({"dataset": {"name": "x", "folder": "a/../../b"}}, f"dataset.folder: 'a/../../b' is not right: {FOLDER}"),
+        ({"dataset": {"name": "x", "folder": "C:x"}}, f"dataset.folder: 'C:x' is not right: {FOLDER}"),
+        ({"dataset": {"name": "x", "folder": "a\\b"}}, f"dataset.folder: 'a\\\\b' is not right: {FOLDER}"),
+        ({"dataset": {"name": "x", "folder": "s3://a"}}, f"dataset.folder: 's3://a' is not right: {FOLDER}"),
+        ({"model": {"width": 8}}, "model.name: is missing"),
+        ({"model": ["mlp"]}, "model: ['mlp'] is not right: must be a name or a mapping"),
+        ({"augmentation": 5}, "augmentation.0: 5 is not right: must be a name or a mapping"),
+        ({"augmentation": ["flip", ["zoom"]]}, "augmentation.1: ['zoom'] is not right: must be a name or a mapping"),
+        ({"augmentation": {"flip": 1, "zoom": 2}}, "augmentation.0.name: is missing"),
+        ({"resources": {"cpus": 0}}, "resources.cpus: 0 is not right: must be greater than or equal to 1"),
+        ({"resources": {"gpus": 1.5}}, "resources.gpus: must be a fraction below 1 or a whole number"),
+        ({"trian": {}}, "trian: unknown key; did you mean 'train'?"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(sections: dict[str, Any], message: str) -> None:
+    assert complaint(**sections) == message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "train",
+        5,
+        None,
+        [1],
+        {},
+        {"size": 0},
+        {"siz": 5},
+        {"fraction": 1},
+        {"fraction": 0},
+        {"size": 5, "fraction": 0.5},
+    ],
+)
+def test_validation_images_are_one_of_four(value: Any) -> None:
+    message = complaint(dataset={"name": "digits", "validation": value})
+    assert message == f"dataset.validation: {value!r} is not right: {VALIDATION}"
+
+
+@pytest.mark.parametrize("value", ["test", "split", {"size": 1}, {"fraction": 0.999}])
+def test_the_four_are_taken(value: Any) -> None:
+    assert settings(dataset={"name": "digits", "validation": value}).model_dump(exclude_none=True)["dataset"][
+        "validation"
+    ] == (value)
+
+
+@pytest.mark.parametrize("folder", ["pets", "pets/train", "a..b", "."])
+def test_relative_folders_are_taken(folder: str) -> None:
+    assert settings(dataset={"name": "imagefolder", "folder": folder}).dataset.folder == folder
+
+
+def test_optimizers_that_fit() -> None:
+    for name in ("sgd", "rmsprop"):
+        assert Optimizer(name=name, momentum=0.9).momentum == 0.9
+    assert Optimizer(name="sgd", momentum=0.9, nesterov=True).nesterov
+    assert EarlyStopping() == EarlyStopping(metric="val_accuracy", patience=10, min_delta=0.0)
+    assert [Resources(gpus=gpus).gpus for gpus in (0, 0.25, 1, 2)] == [0, 0.25, 1, 2]
+
+
+def test_rules_over_several_keys_wait_for_the_other_axes() -> None:
+    half = {"optimizer": {"name": "adam", "momentum": 0.9}}
+    with pytest.raises(ValidationError):
+        TrainSettings.model_validate(half)
+    assert TrainSettings.model_validate(half, context=PARTIAL).optimizer.momentum == 0.9
+    with pytest.raises(ValidationError):
+        TrainSettings.model_validate({"optimizer": {"name": "adam", "momentum": 2}}, context=PARTIAL)
+
+
+def test_settings_are_read_only() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        settings().train.lr = 1.0  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dotted paths
+
+
+def test_short_names() -> None:
+    assert [full_path(name) for name in ("lr", "batch_size", "optimizer.name", "train.lr", "model.lr", "variant")] == (
+        ["train.lr", "train.batch_size", "train.optimizer.name", "train.lr", "model.lr", "variant"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("train.optimizer.momentum", ""),
+        ("train.early_stopping.patience", ""),
+        ("model.anything.at.all", ""),
+        ("augmentation", ""),
+        ("dataset.validation", ""),
+        ("trian", "unknown key; did you mean 'train'?"),
+        ("train.optimizer.momentun", "unknown key; did you mean 'momentum'?"),
+        ("train.optimiser.momentum", "unknown key 'optimiser'; did you mean 'optimizer'?"),
+        ("augmentation.shift", "augmentation is given as a whole, not key by key"),
+        ("dataset.validation.size", "dataset.validation is given as a whole, not key by key"),
+        ("train.epochs.x", "train.epochs is given as a whole, not key by key"),
+    ],
+)
+def test_paths_are_checked_key_by_key(path: str, problem: str) -> None:
+    assert wrong_key(TrialSettings, path) == problem
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "flat"),
+    [
+        ("train", {"epochs": 3, "optimizer": {"momentum": 0.9}}, {"train.epochs": 3, "train.optimizer.momentum": 0.9}),
+        ("train", {"optimizer.momentum": 0.9}, {"train.optimizer.momentum": 0.9}),
+        ("train.optimizer", {"name": "sgd", "momentum": 0.9}, {"train.optimizer": {"name": "sgd", "momentum": 0.9}}),
+        ("train.optimizer", "sgd", {"train.optimizer": "sgd"}),
+        ("train.early_stopping", {}, {"train.early_stopping": {}}),
+        ("train.early_stopping", None, {"train.early_stopping": None}),
+        ("model", {"hidden": [8], "head": {"x": 1}}, {"model.hidden": [8], "model.head": {"x": 1}}),
+        ("model", {"name": "mlp", "hidden": [8]}, {"model": {"name": "mlp", "hidden": [8]}}),
+        ("augmentation", {"shift": 0.1}, {"augmentation": {"shift": 0.1}}),
+        ("dataset", {"validation": {"size": 5}, "seed": 1}, {"dataset.validation": {"size": 5}, "dataset.seed": 1}),
+    ],
+)
+def test_nested_overrides_become_paths(path: str, value: Any, flat: dict[str, Any]) -> None:
+    assert flatten(path, value) == flat
+
+
+def test_assigning_changes_a_copy_and_the_deeper_path_last() -> None:
+    before = {"model": {"name": "mlp", "hidden": [8]}, "train": {"optimizer": {"name": "sgd"}, "lr": 1}}
+    kept = json.dumps(before)
+    after = assign(before, {"model.hidden": [4], "train.optimizer.momentum": 0.9, "model": "small_cnn", "train.lr": 2})
+    assert after == {
+        "model": {"name": "small_cnn", "hidden": [4]},
+        "train": {"optimizer": {"name": "sgd", "momentum": 0.9}, "lr": 2},
+    }
+    assert json.dumps(before) == kept
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The JSON Schema
+
+
+def read(path: Path) -> Any:
+    return parse_yaml(path.read_text(encoding="utf-8"), path.name)[0]
+
+
+def valid(document: Any) -> bool:
+    return jsonschema.Draft202012Validator(json_schema()).is_valid(document)
+
+
+def test_the_schema_beside_the_suites_is_up_to_date() -> None:
+    assert SCHEMA.read_text(encoding="utf-8") == json.dumps(json_schema(), indent=1) + "\n", (
+        "run: raybench schema > suites/raybench.schema.json"
+    )
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+
+
+@pytest.mark.parametrize("path", shipped_suites().values(), ids=lambda path: path.stem)
+def test_shipped_suites_satisfy_the_schema(path: Path) -> None:
+    jsonschema.validate(read(path), json_schema())
+
+
+SUITE = {"name": "s", "dataset": {"name": "digits"}}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"model": "mlp", "augmentation": "flip", "train": {"optimizer": "sgd"}},
+        {"model": {"name": "mlp", "hidden": [8]}, "augmentation": ["flip", {"shift": 0.1}], "repeat": {"seed": [1, 2]}},
+        {"compare": {"model": ["mlp"], "v": {"a": {}, "b": {"train.lr": 1}}}, "reference": [{"model": "mlp", "n": 5}]},
+    ],
+)
+def test_the_schema_takes_every_spelling(keys: dict[str, Any]) -> None:
+    assert valid({**SUITE, **keys})
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"trian": {}},
+        {"train": {"epoch": 3}},
+        {"train": {"loss": "mse"}},
+        {"name": "a/b"},
+        {"compare": {"model": "mlp"}},
+        {"repeat": {"seed": 0}},
+        {"repeat": {"sed": 1}},
+        {"reference": [{"mean": 79.9}]},
+    ],
+)
+def test_the_schema_refuses_mistakes(keys: dict[str, Any]) -> None:
+    assert not valid({**SUITE, **keys})

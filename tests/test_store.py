@@ -1,0 +1,641 @@
+"""The results folder: whole files or none, one writer, and rows that read back as they were, by raybench and others."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from raybench import store as stores
+from raybench.errors import UserError
+from raybench.plan import Trial
+from raybench.records import SCHEMA_VERSION, EpochRow, Outcome, Predictions, TrialRow
+from raybench.store import EPOCHS, PREDICTIONS, TRIALS, Store, axis_types, read_snapshot
+from raybench.suite import Suite
+
+GOLDEN = Path(__file__).parent / "golden"
+LoadSuite = Callable[..., tuple[Suite, list[Trial]]]
+AXES = """
+name: stored
+dataset: {name: digits}
+compare:
+  model: [mlp, small_cnn]
+  augmentation: [none]
+  train.batch_size: [16, 32]
+  train.optimizer.decay: [0, 0.5]
+  train.smoke: [true, false]
+  variant: {plain: {}, "2": {train.epochs: 2}}
+search: {lr: [1e-3, 1e-2]}
+repeat: {seed: 3}
+"""
+ONE_AXIS = "{name: s, dataset: {name: digits}, model: mlp, compare: {model.width: %s}}"
+AXES_OF_A_TRIAL = {"train.batch_size": 16, "train.optimizer.decay": 0.5, "train.smoke": True, "variant": "2"}
+
+
+def row(trial_id: str = "t0", **columns: Any) -> TrialRow:
+    given = {
+        "trial_id": trial_id,
+        "suite": "stored",
+        "dataset": "digits",
+        "model": "mlp",
+        "augmentation": "none",
+        "seed": 1,
+        "lr": 0.001,
+        "axes": AXES_OF_A_TRIAL,
+        "status": "completed",
+        "selection": "val_accuracy",
+        "validation": "test",
+        "settings": '{"train": {}}',
+        "epochs": 2,
+        "test_accuracy": 0.75,
+    }
+    return TrialRow(**{**given, **columns})
+
+
+def epochs(trial_id: str = "t0", count: int = 2) -> tuple[EpochRow, ...]:
+    return tuple(
+        EpochRow(
+            trial_id=trial_id,
+            epoch=number,
+            train_loss=1 / number,
+            train_accuracy=0.1 * number,
+            val_loss=float("inf"),
+            val_accuracy=0.25,
+            test_accuracy=0.5 if number == count else None,
+            lr=0.1,
+            seconds=1.5,
+        )
+        for number in range(1, count + 1)
+    )
+
+
+def predictions(n: int = 4, classes: int = 3) -> Predictions:
+    logits = np.linspace(-60000, 60000, n * classes).reshape(n, classes).astype(np.float16)
+    return Predictions(
+        index=np.arange(n, dtype=np.int32) * 70_000,
+        label=np.zeros(n, np.int16),
+        prediction=logits.argmax(1).astype(np.int16),
+        logits=logits,
+    )
+
+
+def full(trial_id: str = "t0", **columns: Any) -> Outcome:
+    return Outcome(row=row(trial_id, **columns), epochs=epochs(trial_id), predictions=predictions())
+
+
+@pytest.fixture
+def suite(load_suite: LoadSuite) -> Suite:
+    return load_suite(AXES)[0]
+
+
+@pytest.fixture
+def store(suite: Suite, tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "results", suite)
+    made.open({"document": {}})
+    yield made
+    made.close()
+
+
+def files(store: Store) -> list[str]:
+    return sorted(str(path.relative_to(store.folder)) for path in store.folder.rglob("*") if path.is_file())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Round trips
+
+
+def value_for(name: str, kind: pa.DataType) -> Any:
+    return {"string": f"ä {name}\n'", "int64": 2**40, "double": 0.1, "bool": True}[str(kind)]
+
+
+def test_every_column_comes_back(store: Store) -> None:
+    full_columns = {field.name: value_for(field.name, field.type) for field in TRIALS if field.name != "trial_id"}
+    everything = TrialRow(**{**full_columns, "trial_id": "all", "status": "completed", "axes": AXES_OF_A_TRIAL})
+    needed = (
+        "suite",
+        "dataset",
+        "model",
+        "augmentation",
+        "seed",
+        "lr",
+        "status",
+        "selection",
+        "validation",
+        "settings",
+    )
+    bare = TrialRow(**{name: getattr(row(), name) for name in needed}, trial_id="bare", axes=AXES_OF_A_TRIAL)
+    for each in (everything, bare):
+        store.write(Outcome(row=each))
+    rows, damaged = store.read()
+    assert damaged == []
+    assert list(rows.columns) == [*TRIALS.names, *AXES_OF_A_TRIAL]
+    for found, each in zip(rows.to_dict("records"), (everything, bare), strict=True):
+        expected = {**dataclasses.asdict(each), **AXES_OF_A_TRIAL}
+        del expected["axes"]
+        assert {name: None if pd.isna(value) else value for name, value in found.items()} == expected
+    assert rows["trial_id"].tolist() == ["all", "bare"]
+    assert pd.isna(rows["test_accuracy"][1]) and rows["epochs"].tolist() == [2**40, 0]
+
+
+def test_epochs_come_back(store: Store) -> None:
+    store.write(full("b"))
+    store.write(full("a"))
+    rows, damaged = store.read("epochs")
+    assert damaged == [] and list(rows.columns) == EPOCHS.names
+    expected = [dataclasses.asdict(epoch) for trial_id in "ab" for epoch in epochs(trial_id)]
+    found = [{k: None if pd.isna(v) else v for k, v in each.items()} for each in rows.to_dict("records")]
+    assert found == expected
+
+
+def test_predictions_come_back(store: Store) -> None:
+    store.write(full("a"))
+    store.write(Outcome(row=row("b"), predictions=predictions(2, classes=5)))  # of a dataset with other classes
+    rows, damaged = store.read("predictions")
+    assert damaged == [] and list(rows.columns) == PREDICTIONS.names
+    assert rows["trial_id"].tolist() == ["a"] * 4 + ["b"] * 2
+    for trial_id, expected in (("a", predictions()), ("b", predictions(2, classes=5))):
+        found = rows[rows["trial_id"] == trial_id]
+        logits = np.stack(list(found["logits"]))
+        assert logits.dtype == np.float16 and np.array_equal(logits, expected.logits)
+        assert (found["prediction"].to_numpy() == logits.argmax(1)).all()
+        for name in ("index", "label", "prediction"):
+            assert np.array_equal(found[name], getattr(expected, name))
+            assert found[name].dtype == getattr(expected, name).dtype
+
+
+def test_logits_that_are_a_view_of_other_numbers(store: Store) -> None:
+    wide = np.arange(24, dtype=np.float16).reshape(4, 6)
+    strided = dataclasses.replace(predictions(), logits=wide[:, ::2])
+    store.write(Outcome(row=row(), predictions=strided))
+    assert np.array_equal(np.stack(list(store.read("predictions")[0]["logits"])), wide[:, ::2])
+
+
+def test_some_columns(store: Store) -> None:
+    store.write(full())
+    rows, _ = store.read("trials", ["status", "variant"])
+    assert rows.to_dict("list") == {"status": ["completed"], "variant": ["2"]}
+    with pytest.raises(KeyError):
+        store.read("trials", ["nonsense"])
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_an_empty_folder(opened: bool, suite: Suite, tmp_path: Path) -> None:
+    store = Store(tmp_path, suite)
+    if opened:
+        store.open({})
+    rows, damaged = store.read()
+    assert len(rows) == 0 and damaged == [] and list(rows.columns) == [*TRIALS.names, *AXES_OF_A_TRIAL]
+    assert list(store.read("epochs")[0].columns) == EPOCHS.names
+    assert list(store.read("predictions")[0].columns) == PREDICTIONS.names
+    assert store.done() == ({}, [])
+    store.close()
+
+
+def test_two_thousand_rows(store: Store) -> None:
+    store.write(full())
+    for number in range(1, 2000):
+        table = pa.table({"trial_id": [f"t{number}"], "status": ["completed"], "test_accuracy": [0.75]})
+        pq.write_table(table, store.folder / "trials" / f"t{number}.parquet")
+    done, damaged = store.done()
+    assert damaged == [] and done == {f"t{number}": "completed" for number in range(2000)}
+    rows, _ = store.read()
+    assert rows["trial_id"].nunique() == 2000 and rows["test_accuracy"].eq(0.75).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Axes
+
+
+def test_axes_are_typed_by_their_labels(suite: Suite) -> None:
+    assert axis_types(suite) == {
+        "train.batch_size": pa.int64(),
+        "train.optimizer.decay": pa.float64(),
+        "train.smoke": pa.bool_(),
+        "variant": pa.string(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ("[a, b]", pa.string()),
+        ("[1, 2]", pa.int64()),
+        ("[1, 0.5]", pa.float64()),
+        ("[0.5, 1.5]", pa.float64()),
+        ("[1, b]", pa.string()),
+        ("[true, false]", pa.bool_()),
+        ("[true, 2]", pa.string()),
+    ],
+)
+def test_labels_of_every_kind(labels: str, kind: pa.DataType, load_suite: LoadSuite, tmp_path: Path) -> None:
+    suite, trials = load_suite(ONE_AXIS % labels)
+    assert axis_types(suite) == {"model.width": kind}
+    store = Store(tmp_path, suite)
+    store.open({})
+    for trial in trials:
+        store.write(Outcome(row=row(trial.id, axes={"model.width": trial.labels["model.width"]})))
+    texts = kind == pa.string()
+    expected = {t.id: str(t.labels["model.width"]) if texts else t.labels["model.width"] for t in trials}
+    rows, damaged = store.read()
+    assert damaged == [] and dict(zip(rows["trial_id"], rows["model.width"], strict=True)) == expected
+    store.close()
+
+
+def test_labels_of_included_points_count(load_suite: LoadSuite) -> None:
+    text = "{name: s, dataset: {name: digits}, model: mlp, compare: {train.batch_size: [8]}, include: [%s]}"
+    assert axis_types(load_suite(text % "{train.batch_size: 16}")[0]) == {"train.batch_size": pa.int64()}
+    text = text.replace("train.batch_size", "train.optimizer.decay").replace("[8]", "[0]")
+    assert axis_types(load_suite(text % "{train.optimizer.decay: 0.5}")[0]) == {"train.optimizer.decay": pa.float64()}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "seen"),
+    [
+        ("[1]", "[1, 0.5]", 1.0),
+        ("[1]", "[1, big]", "1"),
+        ("[0.5]", "[0.5, big]", "0.5"),
+        ("[1, big]", "[1]", 1),
+        ("[1, 0.5]", "[1]", 1),
+    ],
+)
+def test_an_axis_whose_labels_changed_kind(
+    before: str, after: str, seen: Any, load_suite: LoadSuite, tmp_path: Path
+) -> None:
+    suite, trials = load_suite(ONE_AXIS % before)
+    store = Store(tmp_path, suite)
+    store.open({})
+    store.write(Outcome(row=row("old", axes={"model.width": trials[0].labels["model.width"]})))
+    store.close()
+    rows, damaged = Store(tmp_path, load_suite(ONE_AXIS % after)[0]).read()
+    assert damaged == [] and rows["model.width"].tolist() == [seen]
+
+
+def test_a_row_with_a_label_that_is_gone_is_not_counted(load_suite: LoadSuite, tmp_path: Path) -> None:
+    suite, trials = load_suite(ONE_AXIS % "[1, big]")
+    store = Store(tmp_path, suite)
+    store.open({})
+    for trial in trials:
+        store.write(Outcome(row=row(trial.id, axes={"model.width": trial.labels["model.width"]})))
+    store.close()
+    shorter = Store(tmp_path, load_suite(ONE_AXIS % "[1]")[0])
+    rows, damaged = shorter.read()
+    assert rows["trial_id"].tolist() == [trials[0].id]
+    assert damaged == [
+        f"{store.folder / 'trials' / trials[1].id}.parquet: not a readable result (Failed to parse string: 'big' as a"
+        " scalar of type int64); its trial is not counted"
+    ]
+    assert len(shorter.done()[0]) == 2
+
+
+def test_an_axis_that_came_later_is_empty_before(load_suite: LoadSuite, tmp_path: Path) -> None:
+    text = "{name: s, dataset: {name: digits}, model: mlp, compare: {train.batch_size: [8, 16]%s}}"
+    early = Store(tmp_path, load_suite(text % "")[0])
+    early.open({})
+    early.write(Outcome(row=row("old", axes={"train.batch_size": 8})))
+    early.close()
+    late = Store(tmp_path, load_suite(text % ", variant: {a: {}, b: {lr: 1}}")[0])
+    assert late.read()[0]["variant"].isna().tolist() == [True]
+    late.open({})
+    late.write(Outcome(row=row("new", axes={"train.batch_size": 8, "variant": "a"})))
+    rows, damaged = late.read()
+    assert damaged == []
+    assert rows["trial_id"].tolist() == ["new", "old"]
+    assert rows["variant"].tolist()[:1] == ["a"] and rows["variant"].isna().tolist() == [False, True]
+    assert early.read()[1] == [] and "variant" not in early.read()[0]
+    late.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What counts as done
+
+
+@pytest.mark.parametrize(
+    ("status", "counts"), [("completed", True), ("stopped_early", True), ("pruned", True), ("failed", False)]
+)
+def test_what_is_not_run_again(status: str, counts: bool, store: Store) -> None:
+    store.write(Outcome(row=row(status=status)))
+    assert store.done() == ({"t0": status} if counts else {}, [])
+
+
+def test_a_failed_row_gives_way_to_a_finished_one(store: Store) -> None:
+    store.write(Outcome(row=row(status="failed", error="E: no", test_accuracy=None), epochs=epochs(count=3)))
+    assert store.done() == ({}, [])
+    store.write(full())
+    assert store.done() == ({"t0": "completed"}, [])
+    rows, _ = store.read()
+    assert rows["test_accuracy"].tolist() == [0.75] and rows["error"].isna().all()
+    assert store.read("epochs")[0]["epoch"].tolist() == [1, 2]
+
+
+def test_nothing_is_left_of_an_earlier_attempt(store: Store) -> None:
+    store.write(full())
+    store.write(Outcome(row=row(status="failed", epochs=0)))
+    assert files(store) == [".lock", "suite.json", "trials/t0.parquet"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage
+
+
+def damage(store: Store, content: bytes, reason: str) -> None:
+    path = store.folder / "trials" / "bad.parquet"
+    path.write_bytes(content)
+    line = f"{path}: not a readable result ({reason}); its trial is not counted"
+    for columns in (None, ["status"], ["trial_id"]):
+        rows, damaged = store.read("trials", columns)
+        assert len(rows) == 2 and damaged == [line]
+    assert store.done() == ({"good": "completed", "other": "completed"}, [line])
+    assert store.read("epochs")[1] == []
+
+
+@pytest.fixture
+def holed(store: Store) -> Store:
+    """A store of three trials, of which the third one's file is about to be damaged."""
+    for trial_id in ("good", "bad", "other"):
+        store.write(full(trial_id))
+    return store
+
+
+def test_a_torn_file_is_reported_and_not_counted(holed: Store) -> None:
+    whole = (holed.folder / "trials" / "bad.parquet").read_bytes()
+    for length in (8, 12, 100, len(whole) // 2, len(whole) - 8, len(whole) - 1):
+        damage(
+            holed,
+            whole[:length],
+            "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.",
+        )
+    damage(holed, b"", "Parquet file size is 0 bytes")
+    damage(holed, whole[:5], "Parquet file size is 5 bytes, smaller than the minimum file footer (8 bytes)")
+    holed.write(full("bad"))
+    assert holed.done() == (dict.fromkeys(("good", "bad", "other"), "completed"), [])
+
+
+def test_foreign_files_are_reported_and_not_counted(holed: Store) -> None:
+    damage(
+        holed,
+        b"trial_id,status\nbad,completed\n",
+        "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.",
+    )
+    foreign = io.BytesIO()
+    pq.write_table(pa.table({"status": ["completed"], "price": [3]}), foreign)
+    damage(holed, foreign.getvalue(), "no trial_id in it")
+    (holed.folder / "trials" / "notes.txt").write_text("not looked at")
+    (holed.folder / "trials" / "_notes.parquet").write_text("not looked at")
+    damage(holed, foreign.getvalue(), "no trial_id in it")
+
+
+def test_a_folder_in_the_way(holed: Store) -> None:
+    path = holed.folder / "trials" / "bad.parquet"
+    path.unlink()
+    path.mkdir()
+    done, (line,) = holed.done()
+    assert done == {"good": "completed", "other": "completed"} and line.startswith(f"{path}: not a readable result (")
+
+
+def test_all_files_damaged(holed: Store) -> None:
+    for path in holed.folder.glob("*/*.parquet"):
+        path.write_bytes(b"")
+    for kind, columns in (("trials", [*TRIALS.names, *AXES_OF_A_TRIAL]), ("epochs", EPOCHS.names)):
+        rows, damaged = holed.read(kind)
+        assert len(rows) == 0 and list(rows.columns) == columns and len(damaged) == 3
+
+
+def test_a_file_that_lacks_newer_columns(store: Store) -> None:
+    for trial_id in ("old", "new"):
+        store.write(full(trial_id))
+    path = store.folder / "trials" / "old.parquet"
+    table = pq.ParquetFile(path).read().drop_columns(["test_loss", "ray_version", "variant", "git_dirty"])
+    pq.write_table(table, path)
+    rows, damaged = store.read()
+    assert damaged == [] and list(rows.columns) == [*TRIALS.names, *AXES_OF_A_TRIAL]
+    old = rows.set_index("trial_id").loc["old"]
+    assert old[["test_loss", "ray_version", "variant", "git_dirty"]].isna().all() and old["test_accuracy"] == 0.75
+    assert store.done()[0] == {"old": "completed", "new": "completed"}
+
+
+def test_a_file_with_columns_of_the_future(store: Store) -> None:
+    store.write(full("old"))
+    store.write(full("new"))
+    path = store.folder / "trials" / "new.parquet"
+    pq.write_table(pq.ParquetFile(path).read().append_column("invented", pa.array([1])), path)
+    rows, damaged = store.read()
+    assert damaged == [] and len(rows) == 2 and "invented" not in rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One writer, whole files
+
+
+class FullDisk:
+    """A disk that takes ``room`` bytes and no more."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def open(self, path: Path, mode: str) -> BinaryIO:
+        disk = self
+
+        class File(io.FileIO):
+            def write(self, content: Any) -> int:
+                data = bytes(content)
+                super().write(data[: disk.room])
+                disk.room -= len(data)
+                if disk.room < 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return len(data)
+
+        return File(path, mode.replace("b", ""))
+
+
+@pytest.mark.parametrize("room", [0, 100, 4000, 8000])
+def test_a_full_disk_leaves_what_was_there(room: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(full("before"))
+    store.write(Outcome(row=row("again", status="failed"), epochs=epochs("again", 1)))
+    before = {path: (store.folder / path).read_bytes() for path in files(store)}
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "open", FullDisk(room).open, raising=False)
+        for trial_id in ("again", "new"):
+            with pytest.raises(OSError, match="No space left on device"):
+                store.write(full(trial_id))
+    assert [path for path in files(store) if ".tmp" in path] == []
+    for path, content in before.items():
+        if path.startswith("trials"):
+            assert (store.folder / path).read_bytes() == content
+    assert store.done() == ({"before": "completed"}, [])
+    for kind in ("epochs", "predictions"):
+        assert store.read(kind)[1] == []
+    for trial_id in ("again", "new"):
+        store.write(full(trial_id))
+    assert len(store.done()[0]) == 3
+
+
+def test_a_rename_that_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(full("before"))
+    before = files(store)
+
+    def refuse(*paths: Any) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(OSError, match="quota"):
+            store.write(full("new"))
+    assert files(store) == before
+
+
+def test_a_row_comes_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed between two files leaves a trial that is not done."""
+    order: list[str] = []
+    replace = os.replace
+
+    def watching(beside: Any, path: Any) -> None:
+        order.append(Path(path).parent.name)
+        replace(beside, path)
+
+    monkeypatch.setattr(os, "replace", watching)
+    store.write(full())
+    assert order == ["predictions", "epochs", "trials"]
+
+
+def test_leftovers_of_a_killed_writer(suite: Suite, tmp_path: Path) -> None:
+    store = Store(tmp_path, suite)
+    store.open({})
+    store.write(full())
+    expected = files(store)
+    store.close()
+    for left in ("trials/.t1.parquet.7.tmp", "epochs/.t1.parquet.7.tmp", ".suite.json.7.tmp"):
+        (store.folder / left).write_bytes(b"PAR1 half a file")
+    assert store.done() == ({"t0": "completed"}, [])
+    assert len(pd.read_parquet(store.folder / "trials")) == 1
+    again = Store(tmp_path, suite)
+    again.open({})
+    assert files(store) == expected
+    again.close()
+
+
+def test_one_writer_at_a_time(suite: Suite, tmp_path: Path) -> None:
+    first, second = Store(tmp_path, suite), Store(tmp_path, suite)
+    remedy = "wait for it, stop it, or choose another --results"
+    message = f"{tmp_path / 'stored'}: another raybench run is writing here: {remedy}"
+    first.open({"run": 1})
+    first.write(full())
+    (first.folder / "trials" / ".t9.parquet.7.tmp").write_bytes(b"the first writer is about to rename this")
+    with pytest.raises(UserError) as caught:
+        second.open({"run": 2})
+    assert str(caught.value) == message
+    assert read_snapshot(first.folder) == {"run": 1} and ".tmp" in " ".join(files(first))
+    assert second.done() == ({"t0": "completed"}, [])  # reading needs no lock
+
+    code = (
+        "import sys; from pathlib import Path; from raybench import suite; from raybench.store import Store\n"
+        "from raybench.errors import UserError\n"
+        "try: Store(Path(sys.argv[1]), suite.load(Path(sys.argv[2]))).open({'run': 3})\n"
+        "except UserError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "suite.yaml")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == message + "\n"
+    first.close()
+    second.open({"run": 4})
+    assert read_snapshot(first.folder) == {"run": 4}
+    second.close()
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+    first.open({"run": 5})  # the process that held the lock has ended
+    first.close()
+
+
+def test_a_folder_that_cannot_be_written(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        Store(tmp_path / "file", suite).open({})
+    folder = tmp_path / "file" / "stored"
+    assert str(caught.value) == f"{folder}: cannot be written: Not a directory; choose another --results"
+
+    store = Store(tmp_path, suite)
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "open", FullDisk(0).open, raising=False)
+        with pytest.raises(UserError) as caught:
+            store.open({})
+    assert str(caught.value) == (
+        f"{store.folder}: cannot be written: No space left on device; choose another --results"
+    )
+    other = Store(tmp_path, suite)
+    other.open({})  # the lock was let go
+    other.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The snapshot
+
+
+def test_the_snapshot_comes_back(suite: Suite, tmp_path: Path) -> None:
+    store = Store(tmp_path, suite)
+    snapshot = {"document": suite.document, "source": "ä.yaml", "sets": ["a=1"], "only": {}, "limit": None}
+    store.open(snapshot)
+    assert read_snapshot(store.folder) == snapshot == json.loads((store.folder / "suite.json").read_bytes())
+    store.close()
+    store.open({"limit": Path("a")})
+    assert read_snapshot(store.folder) == {"limit": "a"}
+    store.close()
+
+
+def test_a_missing_or_torn_snapshot(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_snapshot(tmp_path / "none")
+    assert str(caught.value) == (
+        f"{tmp_path / 'none'}: no results here: run the suite first, or name its folder with --results"
+    )
+    (tmp_path / "suite.json").write_text("{")
+    with pytest.raises(UserError) as caught:
+        read_snapshot(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'suite.json'}: cannot be read: Expecting property name")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Others read it too
+
+
+def test_pandas_and_pyarrow_read_the_folders_as_they_are(store: Store) -> None:
+    for trial_id in ("a", "b"):
+        store.write(full(trial_id))
+    store.write(Outcome(row=row("c"), predictions=predictions(2, classes=5)))
+    (store.folder / "trials" / ".d.parquet.7.tmp").write_bytes(b"PAR1 half a file")
+    expected = {"trials": 3, "epochs": 4, "predictions": 10}
+    for kind, count in expected.items():
+        assert len(pd.read_parquet(store.folder / kind)) == count
+        assert ds.dataset(store.folder / kind).count_rows() == count
+    ours, _ = store.read()
+    pd.testing.assert_frame_equal(pd.read_parquet(store.folder / "trials"), ours)
+    footer = pq.read_schema(store.folder / "trials" / "a.parquet").metadata
+    assert footer[b"raybench_schema"] == str(SCHEMA_VERSION).encode()
+
+
+def test_rows_of_schema_version_1_still_read(load_suite: LoadSuite, tmp_path: Path) -> None:
+    """The file was written when this test was, and is never written again."""
+    suite, _ = load_suite(
+        "{name: v1, dataset: {name: digits}, model: mlp,"
+        " compare: {train.batch_size: [16, 32], train.optimizer.decay: [0, 0.5], variant: {a: {}, b: {lr: 1}}}}"
+    )
+    store = Store(tmp_path, suite)
+    store.open({})
+    (store.folder / "trials" / "0123456789abcdef.parquet").write_bytes((GOLDEN / "trials_v1.parquet").read_bytes())
+    assert store.done() == ({"0123456789abcdef": "stopped_early"}, [])
+    rows, damaged = store.read()
+    assert damaged == []
+    (found,) = rows.to_dict("records")
+    expected = json.loads((GOLDEN / "trials_v1.json").read_text(encoding="utf-8"))
+    assert {name: None if pd.isna(found[name]) else found[name] for name in expected} == expected
+    store.close()

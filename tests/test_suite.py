@@ -1,0 +1,718 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raybench.errors import SuiteError
+from raybench.plan import expand
+from raybench.registry import MODELS
+from raybench.suite import Suite, build, find_label, find_suite, load, shipped_suites
+from raybench.yamlfile import Complaints
+
+BASE = {
+    "name": "s",
+    "dataset": "{name: digits}",
+    "compare": "{model: [mlp, small_cnn]}",
+    "repeat": "{seed: 2}",
+}
+"""Lines 1 to 4 of every suite here; further keys follow on line 5."""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Suites are files of the current folder, so that messages name them as ``s.yaml``."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(text: str) -> Path:
+    Path("s.yaml").write_text(text, encoding="utf-8")
+    return Path("s.yaml")
+
+
+def suite(*sets: str, smoke: bool = False, **keys: str | None) -> Suite:
+    """Load a suite of `BASE` and ``keys``; None leaves a key out."""
+    document = {**BASE, **keys}
+    text = "".join(f"{key}: {value}\n" for key, value in document.items() if value is not None)
+    return load(write(text), sets, smoke=smoke)
+
+
+def complaint(*sets: str, **keys: str | None) -> str:
+    with pytest.raises(SuiteError) as error:
+        expand(suite(*sets, **keys))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def names(*sets: str, **keys: str | None) -> list[str]:
+    return [trial.name for trial in expand(suite(*sets, **keys))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def test_a_suite_is_found_by_path_or_by_shipped_name(here: Path) -> None:
+    assert find_suite("quickstart") == shipped_suites()["quickstart"]
+    write("name: s\n")
+    assert find_suite("s.yaml") == Path("s.yaml")
+    assert find_suite(str(here / "s.yaml")) == here / "s.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("quikstart", "; did you mean 'quickstart'?"),
+        ("suites/quikstart.yaml", "; did you mean 'quickstart'?"),
+        (".", f"; known: {', '.join(shipped_suites())}"),
+    ],
+)
+def test_a_missing_file_gets_a_suggestion(name: str, hint: str) -> None:
+    with pytest.raises(SuiteError) as error:
+        find_suite(name)
+    assert str(error.value) == f"{name}: no such suite file{hint}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "s.yaml:1:1: a suite is a mapping with name, dataset, compare, ..."),
+        (b"# later\n", "s.yaml:1:1: a suite is a mapping with name, dataset, compare, ..."),
+        (b"- name: s\n", "s.yaml:1:1: a suite is a mapping with name, dataset, compare, ..."),
+        (b"quickstart", "s.yaml:1:1: a suite is a mapping with name, dataset, compare, ..."),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "s.yaml: cannot be read: not a text file (UTF-8)"),
+        (
+            b"\x00\x01\x02",
+            "s.yaml:1:1: not valid YAML: unacceptable character #x0000: special characters are not allowed in"
+            ' "<unicode string>", position 0',
+        ),
+        (
+            b"name: s\nname: t\n",
+            's.yaml:2:1: not valid YAML: found duplicate key "name" with value "t" (original value: "s")',
+        ),
+        (b"name: [s\ndataset: {\n", "s.yaml:2:8: not valid YAML: expected ',' or ']', but got ':'"),
+    ],
+)
+def test_what_is_no_suite_is_refused(content: bytes, message: str) -> None:
+    Path("s.yaml").write_bytes(content)
+    with pytest.raises(SuiteError) as error:
+        load(Path("s.yaml"))
+    assert str(error.value) == message
+
+
+def test_a_file_that_cannot_be_read() -> None:
+    with pytest.raises(SuiteError) as error:
+        load(Path("nowhere.yaml"))
+    assert str(error.value) == "nowhere.yaml: cannot be read: No such file or directory"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the file says
+
+
+def test_values_are_read_as_yaml_1_2() -> None:
+    read = suite(
+        compare="{augmentation: {off: none, no: flip}, train.best: [val_loss, val_accuracy]}",
+        model="mlp",
+        search='{lr: [1e-3, "1e-2", 1]}',
+        about="12:30",
+    )
+    assert read.about == "12:30"
+    assert read.axis("augmentation").labels == ("off", "no")
+    assert read.axis("lr").labels == (0.001, 0.01, 1.0)
+    assert [type(label) for label in read.axis("lr").labels] == [float] * 3
+
+
+def test_a_number_is_a_label_of_overrides() -> None:
+    read = suite(compare="{model: [mlp], width: {8: {model.hidden: [8]}, 16: {model.hidden: [16]}}}")
+    assert read.axis("width").labels == ("8", "16")
+    assert read.axis("width").assignments == ({"model.hidden": [8]}, {"model.hidden": [16]})
+
+
+def test_base_augmentations_have_every_spelling() -> None:
+    flip, shift = {"name": "flip"}, {"name": "shift", "value": 0.1}
+    assert suite(augmentation="[flip, {shift: 0.1}]").base["augmentation"] == [flip, shift]
+    assert suite(augmentation="{shift: 0.1}").base["augmentation"] == [shift]
+    assert suite(augmentation="null").base == suite().base
+
+
+def test_axes_have_a_role_and_an_order() -> None:
+    read = suite(search="{lr: [1, 2], batch_size: [8]}", repeat="{seed: [3, 1]}")
+    assert [(axis.name, axis.role) for axis in read.axes] == (
+        [("model", "compare"), ("lr", "search"), ("batch_size", "search"), ("seed", "repeat")]
+    )
+    assert read.names("compare", "repeat") == ["model", "seed"]
+    assert read.axis("seed").labels == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("repeat", "seeds"), [(None, [0]), ("{}", [0]), ("{seed: 3}", [0, 1, 2]), ("{seed: [7]}", [7])]
+)
+def test_seeds(repeat: str | None, seeds: list[int]) -> None:
+    assert list(suite(repeat=repeat).axis("seed").labels) == seeds
+
+
+def test_dotted_and_nested_overrides_are_one() -> None:
+    dotted = suite(
+        compare="{model: [mlp], v: {a: {}, b: {train.epochs: 3, optimizer.momentum: 0.9, optimizer.name: sgd}}}"
+    )
+    nested = suite(
+        compare="{model: [mlp], v: {a: , b: {train: {epochs: 3, optimizer: {momentum: 0.9}}, optimizer.name: sgd}}}"
+    )
+    assert dotted.axis("v").assignments == nested.axis("v").assignments
+    assert dotted.axis("v").assignments == (
+        ({}, {"train.epochs": 3, "train.optimizer.momentum": 0.9, "train.optimizer.name": "sgd"})
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mistakes in a key
+
+SEEDS = "must be a number of seeds, or a list of different seeds from 0 up"
+KEYS = (
+    "name, about, trials, imports, dataset, model, augmentation, train, resources, compare, search, repeat, zip,"
+    " include, exclude, reference"
+)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"trian": "{}"}, "5:1: trian: unknown key; did you mean 'train'?"),
+        ({"xyz": "1"}, f"5:1: xyz: unknown key; known: {KEYS}"),
+        ({"5": "1"}, f"5:1: 5: unknown key; known: {KEYS}"),
+        ({"train": "{epoch: 3}"}, "5:9: train.epoch: unknown key; did you mean 'epochs'?"),
+        (
+            {"train": "\n  optimizer: {name: sgd,\n    momentun: 0.9}"},
+            "7:5: train.optimizer.momentun: unknown key; did you mean 'momentum'?",
+        ),
+        ({"name": None}, "1:1: name: is missing"),
+        ({"name": None, "nmae": "s"}, "4:1: nmae: unknown key; did you mean 'name'?"),
+        (
+            {"name": "a/b"},
+            "1:1: name: 'a/b' is not right: must be letters, digits, '_' and '-', the first a letter or a digit",
+        ),
+        ({"name": "5"}, "1:1: name: 5 is not right: must be text"),
+        ({"dataset": None}, "1:1: dataset: is missing"),
+        ({"dataset": ""}, "2:1: dataset: None is not right: must be a mapping"),
+        ({"dataset": "{validation: test}"}, "2:1: dataset.name: is missing"),
+        ({"dataset": "{name: digts}"}, "2:11: dataset.name: unknown dataset 'digts'; did you mean 'digits'?"),
+        (
+            {"dataset": "{name: digits, validation: train}"},
+            "2:25: dataset.validation: 'train' is not right: must be `test`, `split`, `{size: N}` or `{fraction: F}`"
+            " with F between 0 and 1",
+        ),
+        (
+            {"dataset": "{name: digits, train_size: 0}"},
+            "2:25: dataset.train_size: 0 is not right: must be greater than or equal to 1",
+        ),
+        (
+            {"dataset": "{name: imagefolder, folder: ../pets}"},
+            "2:30: dataset.folder: '../pets' is not right: must be a relative folder below --data-dir, such as"
+            " 'pets/train'; give the place itself with --data-dir",
+        ),
+        (
+            {"compare": None},
+            "1:1: model: is missing: name one under `model:` or several under `compare: {model: [...]}`",
+        ),
+        (
+            {"compare": "{model.hidden: {a: [8], b: [9]}}"},
+            "1:1: model: is missing: name one under `model:` or several under `compare: {model: [...]}`",
+        ),
+        ({"compare": None, "model": "mpl"}, "4:1: model.name: unknown model 'mpl'; did you mean 'mlp'?"),
+        ({"compare": None, "model": "{name: mpl}"}, "4:9: model.name: unknown model 'mpl'; did you mean 'mlp'?"),
+        ({"compare": None, "model": "{width: 8}"}, "4:1: model.name: is missing"),
+        ({"augmentation": "flop"}, "5:1: augmentation: unknown augmentation 'flop'; did you mean 'flip'?"),
+        (
+            {"augmentation": "[flip, {shft: 0.1}]"},
+            "5:1: augmentation: unknown augmentation 'shft'; did you mean 'shift'?",
+        ),
+        ({"train": "{epochs: many}"}, "5:9: train.epochs: 'many' is not right: must be a whole number"),
+        ({"train": "{loss: mse}"}, "5:9: train.loss: 'mse' is not right: must be 'cross_entropy' or 'bce'"),
+        (
+            {"train": "{optimizer: {momentum: 0.9}}"},
+            "5:9: train.optimizer: adam has no momentum: use sgd or rmsprop",
+        ),
+        ({"train": "fast"}, "5:1: train: 'fast' is not right: must be a mapping"),
+        ({"trials": "0"}, "5:1: trials: 0 is not right: must be greater than or equal to 1"),
+        ({"repeat": "{sed: 2}"}, "4:10: repeat.sed: unknown key; did you mean 'seed'?"),
+        ({"repeat": "5"}, "4:1: repeat: 5 is not right: must be a mapping"),
+        ({"repeat": "{seed: 0}"}, f"4:10: repeat.seed: 0 is not right: {SEEDS}"),
+        ({"repeat": "{seed: []}"}, f"4:10: repeat.seed: [] is not right: {SEEDS}"),
+        ({"repeat": "{seed: [1, 1]}"}, f"4:10: repeat.seed: [1, 1] is not right: {SEEDS}"),
+        ({"repeat": "{seed: [0, -1]}"}, f"4:10: repeat.seed: [0, -1] is not right: {SEEDS}"),
+        ({"repeat": "{seed: true}"}, f"4:10: repeat.seed: True is not right: {SEEDS}"),
+        ({"repeat": f"{{seed: {10**25}}}"}, f"4:10: repeat.seed: {10**25} is not right: {SEEDS}"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_a_key(keys: dict[str, str | None], message: str) -> None:
+    assert complaint(**keys) == f"s.yaml:{message}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mistakes in an axis
+
+LABELS = "give values that are not a word or a number a label: `{label: value, ...}`"
+FORM = "(an axis of named overrides is written {label: {path: value}})"
+COLUMN = "is the name of a result column: give the axis another name, such as `variant`"
+
+
+def variant(b: str, a: str = "{}") -> dict[str, str | None]:
+    return {"compare": f"\n  model: [mlp]\n  variant:\n    a: {a}\n    b: {b}"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"compare": "{model: [mlp, smal_cnn]}"},
+            "3:24: compare.model.1: unknown model 'smal_cnn'; did you mean 'small_cnn'?",
+        ),
+        (
+            {"compare": "{model: {a: mlp, b: {name: smal_cnn}}}"},
+            "3:27: compare.model.b: unknown model 'smal_cnn'; did you mean 'small_cnn'?",
+        ),
+        (
+            variant("{model: smal_cnn}") | {"compare": "{v: {a: {model: mlp}, b: {model: smal_cnn}}}"},
+            "3:32: compare.v.b: unknown model 'smal_cnn'; did you mean 'small_cnn'?",
+        ),
+        (
+            {"search": "{dataset.name: [digits, cifar11]}"},
+            "5:33: search.dataset.name.1: unknown dataset 'cifar11'; did you mean 'cifar10'?",
+        ),
+        (
+            {"search": "{augmentation: [none, aug3]}"},
+            "5:31: search.augmentation.1: unknown augmentation 'aug3'; did you mean 'aug2'?",
+        ),
+        (
+            {"search": "{augmentation: {a: none, b: [flip, {shft: 1}]}}"},
+            "5:34: search.augmentation.b: unknown augmentation 'shft'; did you mean 'shift'?",
+        ),
+        (variant("{augmentation: flop}"), "7:5: compare.variant.b: unknown augmentation 'flop'; did you mean 'flip'?"),
+        ({"compare": "{model: []}"}, "3:11: compare.model: has no values"),
+        ({"compare": "{model: {}}"}, "3:11: compare.model: has no values"),
+        (
+            {"compare": "{model: mlp}"},
+            "3:11: compare.model: 'mlp' is not right: must be a list of values, or a mapping of labels to values",
+        ),
+        ({"compare": "[model]"}, "3:1: compare: ['model'] is not right: must be a mapping"),
+        ({"compare": "{model: [mlp, small_cnn, mlp]}"}, "3:35: compare.model.2: 'mlp' is listed twice"),
+        ({"search": "{lr: [0.001, 1e-3]}"}, "5:22: search.lr.1: 0.001 is listed twice"),
+        ({"search": "{lr: [0.001, '1e-3']}"}, "5:22: search.lr.1: 0.001 is listed twice"),
+        ({"search": "{lr: [1, 0]}"}, "5:18: search.lr.1: 0 is not right: must be greater than 0"),
+        ({"search": "{lr: [1, fast]}"}, "5:18: search.lr.1: 'fast' is not right: must be a number"),
+        ({"compare": "{model: [mlp, {name: mlp, hidden: [3]}]}"}, f"3:24: compare.model.1: {LABELS}"),
+        ({"search": "{augmentation: [none, [flip]]}"}, f"5:31: search.augmentation.1: {LABELS}"),
+        ({"search": "{model.hidden: [[8], [9]]}"}, f"5:25: search.model.hidden.0: {LABELS}"),
+        ({"search": "{augmentation: [null]}"}, f"5:25: search.augmentation.0: {LABELS}"),
+        ({"search": "{modle: [mlp]}"}, f"5:10: search.modle: unknown axis; did you mean 'model'? {FORM}"),
+        ({"search": "{epochs: [1, 2]}"}, f"5:10: search.epochs: unknown axis; did you mean 'train.epochs'? {FORM}"),
+        ({"search": "{optimiser: [sgd]}"}, f"5:10: search.optimiser: unknown axis; did you mean 'optimizer'? {FORM}"),
+        ({"search": "{train.epoch: [1, 2]}"}, "5:10: search.train.epoch: unknown key; did you mean 'epochs'?"),
+        (
+            {"search": "{optimiser.momentum: {a: {}}}"},
+            "5:10: search.optimiser.momentum: the name of an axis is made of letters, digits, '_' and '-'",
+        ),
+        (
+            {"search": "{optimizer: [adam, sdg]}"},
+            "5:28: search.optimizer.1.name: 'sdg' is not right: must be 'adam', 'adamw', 'sgd' or 'rmsprop'",
+        ),
+        (
+            {"search": "{augmentation.shift: [0.1, 0.2]}"},
+            "5:10: search.augmentation.shift: augmentation is given as a whole, not key by key",
+        ),
+        ({"search": "{model: [mlp]}"}, "5:10: search.model: is an axis of compare already"),
+        (
+            {"search": "{lr: [1], train.lr: [2]}"},
+            "5:19: search.train.lr: sets train.lr, which the axis lr sets too",
+        ),
+        (
+            {**variant("{lr: 1, train.epochs: 3}"), "search": "{lr: [1e-3]}"},
+            "9:10: search.lr: sets train.lr, which the axis variant sets too",
+        ),
+        (
+            {"compare": "{model: [mlp], seed: [1, 2]}"},
+            "3:25: compare.seed: seeds are repetitions: write repeat: {seed: 5}",
+        ),
+        (
+            {"search": "{resources.cpus: [1, 2]}"},
+            "5:10: search.resources.cpus: resources decide where a trial runs, not what it computes",
+        ),
+        (variant("5"), "7:5: compare.variant.b: must be a mapping of overrides, such as {train.epochs: 20}"),
+        (variant("{train.epoch: 5}"), "7:9: compare.variant.b.train.epoch: unknown key; did you mean 'epochs'?"),
+        (variant("{train: {epoch: 5}}"), "7:17: compare.variant.b.train.epoch: unknown key; did you mean 'epochs'?"),
+        (variant("{trian: {epochs: 5}}"), "7:9: compare.variant.b.trian: unknown key; did you mean 'train'?"),
+        (
+            variant("{train: {epochs: x}}"),
+            "7:17: compare.variant.b.train.epochs: 'x' is not right: must be a whole number",
+        ),
+        (
+            variant("{seed: 5}"),
+            "7:9: compare.variant.b.seed: unknown key; known: dataset, model, augmentation, train, resources",
+        ),
+        (
+            variant("{name: b}"),
+            "7:9: compare.variant.b.name: unknown key; known: dataset, model, augmentation, train, resources",
+        ),
+        ({"compare": "{v: {a: {model: mlp}, b: {train.epochs: 2}}}"}, " v=b: names no model"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_an_axis(keys: dict[str, str | None], message: str) -> None:
+    assert complaint(**keys) == f"s.yaml:{message}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    "status trial_id epochs test_accuracy settings suite n mean std min max planned difference published_mean".split(),
+)
+def test_an_axis_is_never_called_as_a_column(name: str) -> None:
+    assert complaint(search=f"{{{name}: {{a: {{}}, b: {{lr: 1}}}}}}") == f"s.yaml:5:10: search.{name}: {COLUMN}"
+
+
+@pytest.mark.parametrize("name", ["''", "'a b'", "a/b", "_a", "a=b"])
+def test_an_axis_has_a_plain_name(name: str) -> None:
+    assert complaint(search=f"{{{name}: {{a: {{}}, b: {{lr: 1}}}}}}").endswith(
+        ": the name of an axis is made of letters, digits, '_' and '-'"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Zip, include, exclude, reference, trials
+
+GRID = {"compare": "{model: [mlp, small_cnn]}", "search": "{lr: [1e-3, 1e-2], batch_size: [8, 16]}"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"zip": "[[lr, batchsize]]"}, "6:7: zip.0: 'batchsize' is no axis; did you mean 'batch_size'?"),
+        ({"zip": "[[lr, batch_size], [model, lr]]"}, "6:25: zip.1: 'lr' is in a group already"),
+        ({"zip": "[[lr, lr]]"}, "6:7: zip.0: 'lr' is in a group already"),
+        ({"zip": "[[lr]]"}, "6:7: zip.0: name two axes or more that go in step"),
+        ({"zip": "[[]]"}, "6:7: zip.0: name two axes or more that go in step"),
+        ({"zip": "[[lr, model]]"}, "6:7: zip.0: axes that go in step must all be in compare or all in search"),
+        ({"zip": "[[lr, seed]]"}, "6:7: zip.0: seeds go in step with nothing: every point is run with each"),
+        (
+            {"search": "{lr: [1, 2, 3], batch_size: [8]}", "zip": "[[lr, batch_size]]"},
+            "6:7: zip.0: axes that go in step need equally many values: lr has 3, batch_size has 1",
+        ),
+        ({"zip": "[lr, batch_size]"}, "6:7: zip.0: 'lr' is not right: must be a list"),
+        ({"include": "[{model: mlp, lr: 1e-3}]"}, "6:11: include.0: needs a value for batch_size"),
+        (
+            {"include": "[{model: mlp, lr: 1, batch: 8}]"},
+            "6:31: include.0.batch: is no axis of compare or search; did you mean 'batch_size'?",
+        ),
+        (
+            {"include": "[{model: mlp, lr: 1, batch_size: 8, seed: 1}]"},
+            "6:46: include.0.seed: is no axis of compare or search; known: model, lr, batch_size",
+        ),
+        (
+            {"include": "[{model: mlpp, lr: 1, batch_size: 8}]"},
+            "6:12: include.0.model: unknown model 'mlpp'; did you mean 'mlp'?",
+        ),
+        (
+            {"include": "[{model: mlp, lr: fast, batch_size: 8}]"},
+            "6:24: include.0.lr: 'fast' is not right: must be a number",
+        ),
+        (
+            {"include": "[{model: {name: mlp}, lr: 1, batch_size: 8}]"},
+            "6:12: include.0.model: {'name': 'mlp'} is no value of model; known: mlp, small_cnn",
+        ),
+        (
+            {"include": "[{model: mlp, lr: 0.001, batch_size: 8}]"},
+            " model=mlp, lr=0.001, batch_size=8 is listed twice",
+        ),
+        (
+            {"include": "[{model: mlp, lr: 5, batch_size: 8}, {model: mlp, lr: '5', batch_size: 8}]"},
+            " model=mlp, lr=5.0, batch_size=8 is listed twice",
+        ),
+        (
+            {"search": "{v: {small: {}, large: {batch_size: 8}}}", "include": "[{model: mlp, v: smal}]"},
+            "6:24: include.0.v: 'smal' is no value of v; did you mean 'small'?",
+        ),
+        ({"include": "[5]"}, "6:11: include.0: 5 is not right: must be a mapping"),
+        ({"include": "[{}]"}, "6:11: include.0: names no axis"),
+        (
+            {"exclude": "[{modle: mlp}]"},
+            "6:12: exclude.0.modle: is no axis of compare or search; did you mean 'model'?",
+        ),
+        ({"exclude": "[{model: mpl}]"}, "6:12: exclude.0.model: 'mpl' is no value of model; did you mean 'mlp'?"),
+        ({"exclude": "[{lr: [1e-3]}]"}, "6:12: exclude.0.lr: [0.001] is no value of lr; did you mean '0.001'?"),
+        ({"exclude": "[{}]"}, "6:11: exclude.0: names no axis"),
+        (
+            {"exclude": "[{seed: 0}]"},
+            "6:12: exclude.0.seed: is no axis of compare or search; known: model, lr, batch_size",
+        ),
+        (
+            {"zip": "[[lr, batch_size]]", "exclude": "[{lr: 1e-3}, {lr: 1e-3, batch_size: 16}]"},
+            " exclude: entry 2 ({'lr': 0.001, 'batch_size': 16}) matches no point",
+        ),
+        ({"exclude": "[{model: mlp}, {model: small_cnn}]"}, " no point of the grid is left by exclude"),
+        (
+            {"reference": "[{modle: mlp, mean: 1}]"},
+            "6:14: reference.0.modle: is no axis of compare or search; did you mean 'model'?",
+        ),
+        (
+            {"reference": "[{model: mlp, meam: 1}]"},
+            "6:26: reference.0.meam: is no axis of compare or search; did you mean 'mean'?",
+        ),
+        (
+            {"reference": "[{model: mpl, mean: 1}]"},
+            "6:14: reference.0.model: 'mpl' is no value of model; did you mean 'mlp'?",
+        ),
+        ({"reference": "[{mean: 1}]"}, "6:13: reference.0: names no axis"),
+        ({"reference": "[{model: mlp, mean: high}]"}, "6:26: reference.0.mean: 'high' is not right: must be a number"),
+        (
+            {"reference": "[{model: mlp, mean: 79.9}]"},
+            "6:26: reference.0.mean: 79.9 is not right: must be less than or equal to 1",
+        ),
+        (
+            {"reference": "[{model: mlp, std: .nan}]"},
+            "6:26: reference.0.std: nan is not right: must be a finite number",
+        ),
+        (
+            {"trials": "5"},
+            " trials: says 5, but the axes give 16 (model 2 x lr 2 x batch_size 2 x seed 2)",
+        ),
+        (
+            {"search": "{v: {a: {}, b: {lr: 1e-3}}}"},
+            " model=mlp, v=a and model=mlp, v=b are the same trial: no setting differs",
+        ),
+        (
+            {"search": "{train.optimizer.momentum: [0.5], optimizer.name: [sgd, adam]}"},
+            " model=mlp, train.optimizer.momentum=0.5, optimizer.name=adam: train.optimizer: adam has no momentum:"
+            " use sgd or rmsprop",
+        ),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_the_grid(keys: dict[str, str], message: str) -> None:
+    assert complaint(**{**GRID, **keys}) == f"s.yaml:{message}"
+
+
+def test_a_reference_is_read_with_the_labels_of_its_axes() -> None:
+    read = suite(**GRID, reference="[{model: mlp, lr: '1e-3', mean: 0.5, n: 3}, {model: small_cnn, std: 0.1}]")
+    assert read.reference == ({"model": "mlp", "lr": 0.001, "mean": 0.5, "n": 3}, {"model": "small_cnn", "std": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        *((0.001, 0.001), ("1e-3", 0.001), ("0.001", 0.001)),
+        *((True, True), ("True", True), ("true", True), ("a", "a")),
+        *((8, 8), ("8", 8), (8.0, 8), (16, "16"), ("16", "16")),
+        *((1, None), ("A", None), ([8], None), (None, None)),
+    ],
+)
+def test_a_label_is_found_however_it_is_written(value: Any, label: Any) -> None:
+    found = find_label([0.001, "a", True, 8, "16"], value)
+    assert found == label
+    assert type(found) is type(label)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Imports
+
+
+@pytest.fixture
+def module(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module beside the suite; what it does to Python and to the registry is undone."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    yield "raybench_test_module"
+    sys.modules.pop("raybench_test_module", None)
+
+
+def test_imported_modules_add_names(module: str) -> None:
+    Path(f"{module}.py").write_text("from raybench.registry import MODELS\n@MODELS.register('mine')\ndef mine(): ...\n")
+    assert names(imports=f"[{module}]", compare="{model: [mlp, mine]}") == ["mlp/s0", "mine/s0", "mlp/s1", "mine/s1"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (None, "ModuleNotFoundError: No module named 'raybench_test_module'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("def (", "SyntaxError: invalid syntax (raybench_test_module.py, line 1)"),
+        ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        (
+            "from raybench.registry import MODELS\n@MODELS.register('mlp')\ndef mine(): ...",
+            "model 'mlp' is registered already: choose another name",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_imported(module: str, code: str | None, reason: str) -> None:
+    if code is not None:
+        Path(f"{module}.py").write_text(code)
+    assert complaint(imports=f"[json, {module}]") == f"s.yaml:5:17: imports.1: cannot import '{module}': {reason}"
+
+
+def test_a_trusted_document_needs_neither_its_modules_nor_its_names() -> None:
+    document = {
+        "name": "s",
+        "dataset": {"name": "gone"},
+        "imports": ["nowhere_at_all"],
+        "compare": {"model": ["lost"], "augmentation": ["missing"]},
+    }
+    read = build(document, Complaints("suite.json"), Path(), trusted=True)
+    assert [trial.name for trial in expand(read)] == ["lost/missing/s0"]
+    with pytest.raises(SuiteError, match="cannot import 'nowhere_at_all'"):
+        build(document, Complaints("suite.json"), Path())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --set and --smoke
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.epochs", "must be key.path=value, e.g. train.epochs=2"),
+        ("=5", "must be key.path=value, e.g. train.epochs=2"),
+        ("trian.epochs=3", "unknown key 'trian'; did you mean 'train'?"),
+        ("learning_rate=3", f"unknown key 'learning_rate'; known: {KEYS}, lr, batch_size, optimizer"),
+        ("train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?"),
+        ("train.optimizer.nam=sgd", "train.optimizer.nam: unknown key; did you mean 'name'?"),
+        ("train.optimiser.name=sgd", "train.optimiser.name: unknown key 'optimiser'; did you mean 'optimizer'?"),
+        ("train={epoch: 3}", "train.epoch: unknown key; did you mean 'epochs'?"),
+        ("train.epochs.x=3", "train.epochs.x: train.epochs is given as a whole, not key by key"),
+        ("name.x=3", "name.x: name is given as a whole, not key by key"),
+        ("augmentation.name=flip", "augmentation.name: augmentation is given as a whole, not key by key"),
+        (
+            "dataset.validation.size=5",
+            "dataset.validation.size: dataset.validation is given as a whole, not key by key",
+        ),
+        ("train.epochs=many", "train.epochs: 'many' is not right: must be a whole number"),
+        ("train.epochs=", "train.epochs: None is not right: must be a whole number"),
+        ("lr=fast", "train.lr: 'fast' is not right: must be a number"),
+        ("train=5", "train: 5 is not right: must be a mapping"),
+        ("train.optimizer.momentum=0.9", "train.optimizer: adam has no momentum: use sgd or rmsprop"),
+        ("dataset.name=digts", "dataset.name: unknown dataset 'digts'; did you mean 'digits'?"),
+        ("augmentation=[flop]", "augmentation: unknown augmentation 'flop'; did you mean 'flip'?"),
+        ("compare.model=[mpl]", "compare.model.0: unknown model 'mpl'; did you mean 'mlp'?"),
+        ("compare.modle=[mlp]", f"compare.modle: unknown axis; did you mean 'model'? {FORM}"),
+        ("repeat.sed=5", "repeat.sed: unknown key; did you mean 'seed'?"),
+        ("repeat.seed=0", f"repeat.seed: 0 is not right: {SEEDS}"),
+        ("exclude=[{model: mpl}]", "exclude.0.model: 'mpl' is no value of model; did you mean 'mlp'?"),
+    ],
+)
+def test_a_mistake_in_an_override(text: str, message: str) -> None:
+    assert complaint(text) == f"--set {text}: {message}"
+
+
+def test_an_override_that_is_not_yaml() -> None:
+    assert complaint("train={epochs: 3") == (
+        "--set train={epochs: 3:1:11: not valid YAML: expected ',' or '}', but got '<stream end>'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("axis", "text", "path"),
+    [
+        ("lr", "lr=1", "train.lr"),
+        ("lr", "train.lr=1", "train.lr"),
+        ("train.lr", "train={lr: 1}", "train.lr"),
+        ("train.optimizer.momentum", "optimizer=sgd", "train.optimizer"),
+        ("optimizer", "optimizer.name=sgd", "train.optimizer.name"),
+    ],
+)
+def test_an_override_never_hides_an_axis(axis: str, text: str, path: str) -> None:
+    values = {"optimizer": "[adam, sgd]"}.get(axis, "[0.5, 0.25]")
+    assert complaint(text, search=f"{{{axis}: {values}}}") == (
+        f"--set {path}: would hide the axis {axis}: choose among its values with --only {axis}=..., or replace them"
+        f" with --set 'search.{axis}=[...]'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sets", "path", "value"),
+    [
+        (["train.epochs=3"], "train.epochs", 3),
+        ([" train.epochs = 3"], "train.epochs", 3),
+        (["train.epochs=3", "train.epochs=4"], "train.epochs", 4),
+        (["lr=1e-2"], "train.lr", 0.01),
+        (["optimizer=sgd"], "train.optimizer.name", "sgd"),
+        (["optimizer.name=sgd", "optimizer.momentum=0.9"], "train.optimizer.momentum", 0.9),
+        (["train={epochs: 3}"], "train.batch_size", 64),
+        (["train.early_stopping.patience=3"], "train.early_stopping.patience", 3),
+        (["train.early_stopping=null"], "train.early_stopping", None),
+        (["dataset.validation={size: 5}"], "dataset.validation.size", 5),
+        (["dataset.validation=test"], "dataset.validation", "test"),
+        (["augmentation=[flip, {shift: 0.1}]"], "augmentation.1.name", "shift"),
+        (["model.hidden=[4]"], "model.hidden", [4]),
+        (["resources.cpus=2"], "resources.cpus", 2),
+    ],
+)
+def test_overrides_reach_every_trial(sets: list[str], path: str, value: Any) -> None:
+    train = "{batch_size: 64, lr: 1e-3, early_stopping: {patience: 9}}"
+    for trial in expand(suite(*sets, train=train)):
+        found: Any = trial.settings
+        for key in path.split("."):
+            found = found[int(key) if key.isdigit() else key]
+        assert found == value
+
+
+def test_an_override_has_the_last_word_over_a_variant() -> None:
+    plain = variant("{train: {epochs: 3, batch_size: 8}}")
+    assert [t.settings["train"]["epochs"] for t in expand(suite("train.epochs=7", **plain))] == [7] * 4
+    assert [t.settings["train"]["batch_size"] for t in expand(suite("train.epochs=7", **plain))] == [32, 8] * 2
+
+
+def test_an_axis_can_be_replaced_or_added() -> None:
+    assert names("compare.model=[mlp]", "repeat.seed=1", trials="4") == ["mlp/s0"]
+    assert names("compare.model={a: mlp, b: {name: mlp, hidden: [3]}}", "repeat.seed=[5]") == ["a/s5", "b/s5"]
+    assert names("search.train.epochs=[1, 2]", "repeat.seed=1") == [
+        "mlp/1/s0",
+        "mlp/2/s0",
+        "small_cnn/1/s0",
+        "small_cnn/2/s0",
+    ]
+
+
+def test_the_number_of_trials_counts_unless_an_override_changes_the_grid() -> None:
+    assert complaint("train.epochs=3", trials="5").endswith("trials: says 5, but the axes give 4 (model 2 x seed 2)")
+    assert len(names("exclude=[{model: mlp}]", trials="4")) == 2
+    assert len(names("trials=4", trials="5")) == 4
+
+
+def test_the_document_with_overrides_loads_again_as_it_ran() -> None:
+    sets = ["compare.model=[mlp]", "train={epochs: 3}", "model.hidden=[4]", "repeat.seed=[3]"]
+    first = suite(*sets)
+    again = build(first.document, Complaints("suite.json"), Path(), sets, trusted=True)
+    assert [trial.id for trial in expand(again)] == [trial.id for trial in expand(first)]
+
+
+def test_smoke_runs_are_apart() -> None:
+    plain, smoke = suite(), suite(smoke=True)
+    assert (plain.name, smoke.name) == ("s", "s-smoke")
+    assert not {trial.id for trial in expand(plain)} & {trial.id for trial in expand(smoke)}
+    assert all(trial.settings["train"]["smoke"] for trial in expand(smoke))
+    assert suite("train.smoke=true").name == "s-smoke"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shipped suites
+
+
+@pytest.mark.parametrize("path", shipped_suites().values(), ids=lambda path: path.stem)
+def test_a_shipped_suite_is_whole(path: Path) -> None:
+    read = load(path)
+    trials = expand(read)
+    assert read.name == path.stem
+    assert len(trials) == read.trials, "`trials` says how many there are"
+    assert read.about
+    header = path.read_text(encoding="utf-8").partition("\nname:")[0].splitlines()
+    assert header[0] == "# yaml-language-server: $schema=raybench.schema.json"
+    assert all(line.startswith("#") for line in header)
+    assert any(line.startswith("# What       ") for line in header)
+    assert f"# Command    raybench run suites/{path.name}" in header
+    for row in read.reference:
+        assert any(all(trial.labels.get(axis, label) == label for axis, label in row.items()) for trial in trials)
