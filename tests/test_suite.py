@@ -369,7 +369,10 @@ def test_a_mistake_in_an_axis(keys: dict[str, str | None], message: str) -> None
 
 @pytest.mark.parametrize(
     "name",
-    "status trial_id epochs test_accuracy settings suite n mean std min max planned difference published_mean".split(),
+    [
+        *("status", "trial_id", "epochs", "test_accuracy", "settings", "suite"),
+        *("n", "mean", "std", "min", "max", "planned", "difference", "published_mean"),
+    ],
 )
 def test_an_axis_is_never_called_as_a_column(name: str) -> None:
     assert complaint(search=f"{{{name}: {{a: {{}}, b: {{lr: 1}}}}}}") == f"s.yaml:5:10: search.{name}: {COLUMN}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import pickle
@@ -567,7 +566,11 @@ def one_rank(rank: int, folder: Path, trials: list[tuple[Trial, TrialData]]) -> 
     """What each of two processes does."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     outcomes = [run_trial(trial, data, world=World(rank, 2)) for trial, data in trials]
-    (folder / str(rank)).write_bytes(pickle.dumps(outcomes))
+    trial, data = trials[2]
+    training = Training(trial.id, trial.seed, trial.typed(), data, torch.device("cpu"), World(rank, 2), {})
+    stream = torch.initial_seed()
+    training.finish(lambda row: None)
+    (folder / str(rank)).write_bytes(pickle.dumps((outcomes, stream, training.model.state_dict())))
     torch.distributed.destroy_process_group()
 
 
@@ -576,28 +579,30 @@ def test_two_processes_train_as_one(make_trial: MakeTrial, source: Source, tmp_p
     trials = [
         make_trial(**plain, loss="bce"),
         make_trial(**plain, dataset={"validation": "test"}, test_every_epoch=True),
-        make_trial(**plain, model="small_cnn"),  # batch norm sees its own half only
+        make_trial(**plain, model="small_cnn"),  # its batch norm sees half of a batch in each process
         make_trial(**plain, model={"name": "mlp", "dropout": 0.5}),
         make_trial(**{**plain, "lr": 1e30}),
     ]
     work = [(trial, data_for(trial, source)) for trial in trials]
     torch.multiprocessing.spawn(one_rank, (tmp_path, work), nprocs=2)
     ranks = [pickle.loads((tmp_path / str(rank)).read_bytes()) for rank in (0, 1)]
-    for one, other in zip(*ranks, strict=True):
+    (outcomes, stream, weights), (others, other_stream, other_weights) = ranks
+    for one, other in zip(outcomes, others, strict=True):
         assert one.row.workers == other.row.workers == 2
         assert [computed(epoch) for epoch in one.epochs] == [computed(epoch) for epoch in other.epochs]
-    for one, other in itertools.islice(zip(*ranks, strict=True), 4):
-        assert facts(one) == facts(other)
-    for rank in ranks:
-        assert [outcome.row.error_class for outcome in rank] == [None, None, None, None, "diverged"]
-    for trial, outcome in zip(trials[:2], ranks[0], strict=False):
+        assert one.row.error_class == other.row.error_class
+    assert [outcome.row.error_class for outcome in outcomes] == [None, None, None, None, "diverged"]
+    assert [facts(outcome) for outcome in outcomes[:4]] == [facts(outcome) for outcome in others[:4]]
+    assert stream != other_stream  # dropout falls on other units
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)  # batch norm's averages too
+
+    for trial, outcome in zip(trials[:2], outcomes[:2], strict=True):
         alone = finished(trial, source)
         for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
             found, expected = ([getattr(epoch, name) for epoch in o.epochs] for o in (outcome, alone))
             assert found == pytest.approx(expected, abs=1e-4), name
         assert outcome.row.test_loss == pytest.approx(alone.row.test_loss, abs=1e-4)
-    dropout = finished(trials[3], source)
-    assert [e.train_loss for e in ranks[0][3].epochs] != [e.train_loss for e in dropout.epochs]
+        assert outcome.row.train_images == alone.row.train_images == 60
 
 
 def test_a_pretrained_model_has_a_fingerprint_of_its_weights(

@@ -1,0 +1,389 @@
+"""The commands that need no Ray: what they print, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from raybench import __version__, cli, plan
+from raybench import suite as suites
+from raybench.records import Outcome, TrialRow
+from raybench.registry import AUGMENTATIONS, DATASETS, MODELS
+from raybench.store import Store
+
+COMMANDS = ["run", "plan", "validate", "summarize", "list", "doctor", "schema", "completion"]
+
+
+class Result(NamedTuple):
+    status: Any
+    out: str
+    err: str
+
+
+Raybench = Callable[..., Result]
+
+
+@pytest.fixture
+def raybench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Raybench:
+    """``raybench("plan", "quickstart")`` runs the command line in this process and in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("RAYBENCH_RESULTS", "RAYBENCH_DATA", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["raybench", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        result = Result(end.value.code, *capsys.readouterr())
+        assert "Traceback" not in result.out + result.err
+        return result
+
+    return run
+
+
+def shown(value: str | list[str]) -> str:
+    """Name a case of a test by its arguments alone."""
+    return " ".join(value) if isinstance(value, list) else ""
+
+
+def python(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
+
+
+SUITE = """\
+name: small
+about: two models
+dataset: {name: digits}
+compare: {model: [mlp, small_cnn]}
+search: {lr: [1e-3, 1e-2]}
+repeat: {seed: 2}
+"""
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A folder with the rows of the two finished trials of mlp at 0.001."""
+    (tmp_path / "small.yaml").write_text(SUITE)
+    suite = suites.load(tmp_path / "small.yaml")
+    store = Store(tmp_path / "results", suite)
+    store.open({"document": suite.document, "source": suite.source, "sets": [], "only": [], "limit": None})
+    for trial in plan.expand(suite, {"model": ["mlp"], "lr": ["1e-3"]}):
+        row = TrialRow(
+            trial_id=trial.id,
+            suite="small",
+            dataset="digits",
+            model="mlp",
+            augmentation="none",
+            seed=trial.seed,
+            lr=0.001,
+            status="completed",
+            epochs=4,
+            selection="val_accuracy",
+            validation="fraction 0.1",
+            test_accuracy=0.5 + trial.seed / 4,
+            settings=json.dumps(trial.settings),
+        )
+        store.write(Outcome(row=row))
+    store.close()
+    return tmp_path / "results"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Help and usage
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_command(raybench: Raybench, flag: str) -> None:
+    status, out, err = raybench(flag)
+    assert (status, err) == (0, "")
+    assert all(f"\n│ {command} " in out for command in COMMANDS)
+    assert "raybench run suites/quickstart.yaml" in out
+    assert "[bold]" not in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_option_is_explained(raybench: Raybench, command: str) -> None:
+    status, out, err = raybench(command, "--help")
+    assert (status, err) == (0, "")
+    assert f" {command} [OPTIONS]" in out
+    assert "[bold]" not in out
+
+
+def test_version(raybench: Raybench) -> None:
+    assert raybench("--version") == (0, f"raybench, version {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plann"], "No such command 'plann'."),
+        (["plan"], "Missing argument 'SUITE'."),
+        (["validate"], "Missing argument 'SUITE...'."),
+        (["plan", "quickstart", "--limt", "3"], "No such option '--limt'."),
+        (["plan", "quickstart", "--limit", "0"], "Invalid value for '--limit'"),
+        (["plan", "quickstart", "--limit", "few"], "Invalid value for '--limit'"),
+        (["run", "quickstart", "--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
+        (["list", "modles"], "'modles' is not one of"),
+        (["summarize", "quickstart", "--format", "xml"], "Invalid value for '--format'"),
+        (["completion", "tcsh"], "'tcsh' is not one of"),
+    ],
+    ids=shown,
+)
+def test_wrong_usage(raybench: Raybench, arguments: list[str], message: str) -> None:
+    status, out, err = raybench(*arguments)
+    assert (status, out) == (2, "")
+    assert "Usage:" in err
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "quikstart"], "quikstart: no such suite file; did you mean 'quickstart'?"),
+        (["run", "quikstart"], "quikstart: no such suite file; did you mean 'quickstart'?"),
+        (["validate", "quikstart"], "quikstart: no such suite file; did you mean 'quickstart'?"),
+        (["summarize", "quikstart"], "quikstart: no such suite file; did you mean 'quickstart'?"),
+        (["plan", "quickstart", "--only", "seed"], "--only seed: must be axis=value, e.g. seed=0"),
+        (["plan", "quickstart", "--only", "sed=0"], "--only sed: is no axis of quickstart; did you mean 'seed'?"),
+        (["run", "quickstart", "--only", "model=x"], "--only model=x: no such value; known: mlp, small_cnn"),
+        (["plan", "quickstart", "--set", "lr"], "--set lr: must be key.path=value, e.g. train.epochs=2"),
+        (
+            ["validate", "quickstart", "--set", "train.epoch=1"],
+            "--set train.epoch=1: train.epoch: unknown key; did you mean 'epochs'?",
+        ),
+        (
+            ["summarize", "quickstart"],
+            "results/quickstart: no results here: run the suite first, or name its folder with --results",
+        ),
+        (["summarize", "."], ".: no results here: run the suite first, or name its folder with --results"),
+    ],
+    ids=shown,
+)
+def test_a_mistake_is_one_line_on_stderr(raybench: Raybench, arguments: list[str], message: str) -> None:
+    assert raybench(*arguments) == (2, "", f"raybench: {message}\n")
+
+
+def test_a_mistake_in_a_file_names_its_place(raybench: Raybench) -> None:
+    Path("s.yaml").write_text("name: s\ndataset: {name: digts}\nmodel: mlp\n")
+    message = "raybench: s.yaml:2:11: dataset.name: unknown dataset 'digts'; did you mean 'digits'?\n"
+    for command in ("plan", "validate", "run"):
+        assert raybench(command, "s.yaml") == (2, "", message)
+
+
+def test_the_same_from_a_shell(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("name: s\ndataset: {name: digits}\n")
+    command = [sys.executable, "-m", "raybench.cli", "plan", "s.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "raybench: s.yaml:1:1: model: is missing: name one under `model:` or several under `compare: {model: [...]}`\n"
+    )
+
+
+def test_an_interruption_says_how_to_go_on(raybench: Raybench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "expand", interrupt)
+    status, out, err = raybench("plan", "quickstart")
+    assert (status, out) == (130, "")
+    assert err.lstrip() == "raybench: interrupted; the same command again goes on where this one stopped\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_a_closed_pipe_is_no_error() -> None:
+    code = f"{sys.executable} -m raybench.cli plan table1 --json | true"
+    assert subprocess.run(code, shell=True, capture_output=True, text=True).stderr == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# plan and validate
+
+
+def test_plan_shows_cells_and_what_is_left(raybench: Raybench) -> None:
+    status, out, err = raybench("plan", "quickstart")
+    assert (status, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[0].startswith("quickstart: digits")
+    assert "model augmentation seeds done left" in lines
+    assert [line for line in lines if line.startswith(("mlp ", "small_cnn "))] == (
+        ["mlp none 3 0 3", "mlp mild 3 0 3", "small_cnn none 3 0 3", "small_cnn mild 3 0 3"]
+    )
+    assert "12 trials (model 2 x augmentation 2 x seed 3), 0 done, 12 to run" in lines
+
+
+def test_plan_counts_what_is_done(raybench: Raybench, results: Path) -> None:
+    out = raybench("plan", "small.yaml").out
+    assert "8 trials (model 2 x lr 2 x seed 2), 2 done, 6 to run" in out
+    assert raybench("plan", "small.yaml", "--results", "elsewhere").out.count(" 0 done, 8 to run") == 1
+    listed = json.loads(raybench("plan", "small.yaml", "--json", "--only", "model=mlp").out)
+    assert [trial["status"] for trial in listed] == ["completed", "to run", "completed", "to run"]
+
+
+def test_plan_as_json_is_the_plan(raybench: Raybench) -> None:
+    status, out, err = raybench("plan", "quickstart", "--json")
+    assert (status, err) == (0, "")
+    trials = plan.expand(suites.load(suites.find_suite("quickstart")))
+    assert json.loads(out) == [
+        {"trial_id": t.id, "labels": t.labels, "status": "to run", "settings": t.settings} for t in trials
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (["--limit", "1"], [("mlp", "none", 0)]),
+        (["--only", "seed=1", "--only", "model=mlp"], [("mlp", "none", 1), ("mlp", "mild", 1)]),
+        (["--only", "seed=1", "--only", "seed=2", "--limit", "1"], [("mlp", "none", 1)]),
+        (["--set", "compare.model=[model1]", "--set", "repeat.seed=1"], [("model1", "none", 0), ("model1", "mild", 0)]),
+    ],
+)
+def test_plan_of_a_part(raybench: Raybench, options: list[str], labels: list[tuple[Any, ...]]) -> None:
+    listed = json.loads(raybench("plan", "quickstart", "--json", *options).out)
+    assert [tuple(trial["labels"].values()) for trial in listed] == labels
+
+
+def test_plan_of_a_smoke_run_is_another(raybench: Raybench) -> None:
+    plain, smoke = (json.loads(raybench("plan", "quickstart", "--json", *more).out) for more in ([], ["--smoke"]))
+    assert not {trial["trial_id"] for trial in plain} & {trial["trial_id"] for trial in smoke}
+    assert raybench("plan", "quickstart", "--smoke").out.startswith("quickstart-smoke: ")
+
+
+def test_plan_leaves_nothing_behind(raybench: Raybench) -> None:
+    raybench("plan", "quickstart")
+    assert list(Path().iterdir()) == []
+
+
+def test_validate_looks_at_every_suite(raybench: Raybench) -> None:
+    assert raybench("validate", "quickstart", "table1") == (0, "quickstart: ok, 12 trials\ntable1: ok, 45 trials\n", "")
+    status, out, err = raybench("validate", "nope", "quickstart", "no.yaml")
+    assert (status, out) == (2, "quickstart: ok, 12 trials\n")
+    assert [line.partition(";")[0] for line in err.splitlines()] == (
+        ["raybench: nope: no such suite file", "raybench: no.yaml: no such suite file"]
+    )
+
+
+def test_validate_checks_the_options_of_models_and_augmentations(raybench: Raybench) -> None:
+    Path("s.yaml").write_text(SUITE)
+    status, out, err = raybench("validate", "s.yaml", "--set", "model.hiden=[3]")
+    assert (status, out) == (2, "")
+    assert err == "raybench: s.yaml: model 'mlp' has no option 'hiden'; did you mean 'hidden'?\n"
+    status, out, err = raybench("validate", "s.yaml", "--set", "augmentation={shift: {up: 3}}")
+    assert (status, out) == (2, "")
+    assert err.startswith("raybench: s.yaml: augmentation 'shift' has no option 'up'")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# summarize
+
+
+def test_summarize_reads_a_suite_or_a_folder(raybench: Raybench, results: Path) -> None:
+    status, out, err = raybench("summarize", "small", "--format", "csv")
+    assert (status, err) == (0, "")
+    assert "mlp,0.001,2,2,0.625," in out
+    for name in ("results/small", str(results / "small")):
+        assert raybench("summarize", name, "--format", "csv") == (0, out, "")
+
+
+def test_summarize_reads_results_from_elsewhere(
+    raybench: Raybench, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = raybench("summarize", "small", "--format", "json")
+    results.rename(results.parent / "moved")
+    assert raybench("summarize", "small").status == 2
+    assert raybench("summarize", "small", "--format", "json", "--results", "moved") == expected
+    monkeypatch.setenv("RAYBENCH_RESULTS", "moved")
+    assert raybench("summarize", "small", "--format", "json") == expected
+
+
+@pytest.mark.parametrize("format", cli.FORMATS)
+def test_summarize_writes_every_format_to_stdout(raybench: Raybench, results: Path, format: str) -> None:
+    status, out, err = raybench("summarize", "small", "--format", format)
+    assert (status, err) == (0, "")
+    assert "0.625" in out
+    assert out.endswith("\n")
+
+
+def test_summarize_says_on_stderr_which_files_are_damaged(raybench: Raybench, results: Path) -> None:
+    damaged = next((results / "small" / "trials").glob("*.parquet"))
+    damaged.write_bytes(b"torn")
+    status, out, err = raybench("summarize", "small", "--format", "csv")
+    assert status == 0
+    assert damaged.name in err
+    assert damaged.name not in out
+
+
+def test_summarize_works_where_neither_torch_nor_ray_is(results: Path) -> None:
+    code = """
+import sys
+for name in ("torch", "torchvision", "timm", "ray", "sklearn"):
+    sys.modules[name] = None  # importing it raises
+from raybench import cli
+sys.argv[0] = "raybench"
+cli.main()
+"""
+    done = python(code, "summarize", "small", "--format", "csv", cwd=results.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mlp,0.001,2,2,0.625," in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# list, schema, completion
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("models", [*MODELS.names(), "timm:<name>"]),
+        ("augmentations", AUGMENTATIONS.names()),
+        ("datasets", DATASETS.names()),
+        ("suites", list(suites.shipped_suites())),
+    ],
+)
+def test_list_names_everything_and_says_what_it_is(raybench: Raybench, kind: str, names: list[str]) -> None:
+    status, out, err = raybench("list", kind)
+    assert (status, err) == (0, "")
+    lines = [line.split() for line in out.splitlines() if not line.startswith(" ")]
+    assert [words[0] for words in lines[1:]] == names
+    assert all(len(words) > 2 for words in lines[1:])
+
+
+def test_schema_is_the_file_beside_the_suites(raybench: Raybench) -> None:
+    schema = Path(__file__).parent.parent / "suites" / "raybench.schema.json"
+    assert raybench("schema") == (0, schema.read_text(encoding="utf-8"), "")
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("bash", 'eval "$(_RAYBENCH_COMPLETE=bash_source raybench)"'),
+        ("zsh", 'eval "$(_RAYBENCH_COMPLETE=zsh_source raybench)"'),
+        ("fish", "_RAYBENCH_COMPLETE=fish_source raybench | source"),
+    ],
+)
+def test_completion_is_a_line_for_the_start_up_file(raybench: Raybench, shell: str, line: str) -> None:
+    assert raybench("completion", shell) == (0, line + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("raybench pl", {"plan"}), ("raybench plan ta", {"table1"}), ("raybench list data", {"datasets"})],
+)
+def test_commands_and_suites_are_completed(words: str, offered: set[str]) -> None:
+    code = "import sys; from raybench import cli; sys.argv[0] = 'raybench'; cli.main()"
+    asked = {
+        "_RAYBENCH_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    done = python(code, env={**os.environ, **asked})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} >= offered

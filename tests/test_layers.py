@@ -1,0 +1,147 @@
+"""The layers of raybench: what each module may import, read from its source; and what the commands really load."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import raybench
+
+PACKAGE = Path(raybench.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Modules, and what they may import besides each other, the standard library, and raybench's version."""
+
+    modules: tuple[str, ...]
+    below: tuple[str, ...] = ()
+    """Layers whose modules they may import."""
+    libraries: frozenset[str] = frozenset()
+
+
+LAYERS = {
+    "light": Layer(
+        ("__init__", "errors", "registry", "settings", "yamlfile", "suite", "plan", "records"),
+        libraries=frozenset({"pydantic", "ruamel"}),
+    ),
+    "training": Layer(
+        ("data", "datasets", "augment", "models", "train", "trial", "job"),
+        ("light",),
+        frozenset({"numpy", "PIL", "filelock", "pyarrow", "sklearn", "torch", "torchvision", "timm", "safetensors"}),
+    ),
+    "results": Layer(
+        ("store", "summarize", "stats"),
+        ("light",),
+        frozenset({"numpy", "pandas", "pyarrow", "scipy", "filelock", "rich"}),
+    ),
+    "terminal": Layer(("live",), ("light",), frozenset({"rich"})),
+    "cluster": Layer(("actor", "schedule"), ("light", "training"), frozenset({"torch", "ray"})),
+    "above": Layer(
+        ("run", "doctor", "cli"),
+        ("light", "training", "results", "terminal", "cluster"),
+        frozenset({"rich", "rich_click", "torch", "timm"}),
+    ),
+}
+LAYER_OF = {module: layer for layer in LAYERS.values() for module in layer.modules}
+FOR_TYPES_ONLY = {"records": {"numpy"}}
+"""Imported under TYPE_CHECKING, never at run time."""
+
+
+def imports(module: str) -> Iterator[str]:
+    """Yield what ``module`` imports anywhere in it: raybench's modules as ``raybench.plan``, others by first name."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}.py: imports are absolute here"
+            package = node.module or ""
+            found = [f"raybench.{alias.name}" for alias in node.names] if package == "raybench" else [package]
+        else:
+            continue
+        for name in found:
+            first, _, rest = name.partition(".")
+            yield f"raybench.{rest.split('.')[0]}" if first == "raybench" and rest else first
+
+
+def test_every_module_is_in_one_layer() -> None:
+    placed = sorted(module for layer in LAYERS.values() for module in layer.modules)
+    assert placed == MODULES, "a new file needs a layer"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
+    layer = LAYER_OF[module]
+    allowed = {
+        f"raybench.{name}" for other in (layer, *(LAYERS[name] for name in layer.below)) for name in other.modules
+    }
+    allowed |= {"raybench", "raybench.__version__"} | layer.libraries | FOR_TYPES_ONLY.get(module, set())
+    found = {name for name in imports(module) if name.split(".")[0] not in sys.stdlib_module_names}
+    assert found <= allowed, f"{module}.py may not import {sorted(found - allowed)}"
+
+
+def test_only_the_cluster_layer_imports_ray() -> None:
+    assert [module for module in MODULES if "ray" in imports(module)] == ["actor", "schedule"]
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {module: {name.removeprefix("raybench.") for name in imports(module)} & set(MODULES) for module in MODULES}
+    while free := {module for module, below in graph.items() if not below & set(graph)}:
+        for module in free:
+            del graph[module]
+    assert not graph
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is really loaded
+
+HEAVY = ("torch", "torchvision", "timm", "ray", "sklearn", "matplotlib")
+
+
+def loaded(*arguments: str) -> set[str]:
+    """Return the first names of the modules in memory after a command."""
+    code = f"""
+import json, sys
+from raybench import cli
+sys.argv = ["raybench", *{list(arguments)!r}]
+try:
+    cli.main()
+except SystemExit as end:
+    assert end.code == 0, end.code
+print("\\n" + json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(out.stdout.splitlines()[-1]))
+
+
+def test_the_command_line_is_imported_in_a_blink() -> None:
+    code = "import sys, raybench.cli; print(*{name.split('.')[0] for name in sys.modules})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {*HEAVY, "pandas", "pyarrow", "numpy", "pydantic"} & set(out)
+
+
+def test_help_loads_no_library_of_numbers() -> None:
+    assert not {*HEAVY, "pandas", "pyarrow", "numpy"} & loaded("--help")
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_help_of_a_command_loads_no_library_of_numbers(command: str) -> None:
+    assert not {*HEAVY, "pandas", "pyarrow", "numpy"} & loaded(command, "--help")
+
+
+def test_a_plan_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
+    assert not set(HEAVY) & loaded("plan", "table1", "--results", str(tmp_path))
+
+
+@pytest.mark.parametrize("arguments", [("list", "suites"), ("schema",), ("completion", "bash")])
+def test_what_is_listed_from_files_loads_no_library_of_numbers(arguments: tuple[str, ...]) -> None:
+    assert not {*HEAVY, "pandas", "pyarrow"} & loaded(*arguments)
