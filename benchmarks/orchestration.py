@@ -50,7 +50,9 @@ class Clock:
         self.ends.append((time.perf_counter(), outcome.row.wall_seconds or 0))
 
 
-def measure(suite: Suite, job: Job, trials: list[Trial], cluster: schedule.Cluster, slots: int) -> tuple[float, float, float]:
+def measure(
+    suite: Suite, job: Job, trials: list[Trial], cluster: schedule.Cluster, slots: int
+) -> tuple[float, float, float]:
     """Return seconds until the first ``slots`` rows, seconds beyond training per later trial, and its training."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), suite)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.exceptions import Abort
 
 from raybench import __version__
 from raybench.errors import UserError
@@ -45,14 +46,14 @@ def app() -> None:
 def main() -> None:
     """Run the command line; every `UserError` is one line on stderr and exit status 2."""
     try:
-        status = app.main(standalone_mode=False)
+        status = app.main(prog_name="raybench", standalone_mode=False)
     except UserError as error:
         print(f"raybench: {error}", file=sys.stderr)
         status = EXIT_USAGE
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (Abort, KeyboardInterrupt):
         print("raybench: interrupted; the same command again goes on where this one stopped", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:  # `raybench ... | head`
@@ -175,7 +176,7 @@ def _show(table: Table, format: str) -> None:
     show_default=True,
     envvar="RAY_ADDRESS",
     show_envvar=True,
-    help="`local` starts Ray on this machine; `auto` joins the cluster this machine is part of; or host:port of a head.",
+    help="`local` starts Ray here; `auto` joins the cluster this machine is part of; or host:port of a head.",
 )
 @click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="At most N trials at once.")
 @click.option(
@@ -200,14 +201,15 @@ def run(
     SUITE is a file, or the name of a suite that ships with raybench ([bold]raybench list suites[/bold]). Trials that
     have a finished row are not run again: after an interruption, the same command goes on.
     """
+    loaded, trials = _load(suite, sets, only, limit, smoke)  # before anything heavy: a typo is said at once
+    from raybench.plan import snapshot
     from raybench.run import Options, run_missing
     from raybench.store import Store
     from raybench.summarize import summarize as make_table
 
-    loaded, trials = _load(suite, sets, only, limit, smoke)
     console = _console()
     store = Store(results, loaded)
-    store.open({"document": loaded.document, "source": loaded.source, "sets": sets, "only": only, "limit": limit})
+    store.open(snapshot(loaded, _only(only), limit))
     try:
         options = Options(data_dir=data_dir, address=address, max_concurrent=max_concurrent, verbose=verbose)
         finished = run_missing(loaded, trials, store, options, console)
@@ -264,7 +266,9 @@ def plan(
     from rich.console import Console
     from rich.table import Table as Grid
 
-    grid = Grid(title=f"{loaded.name}: {loaded.about}", title_justify="left", box=None, header_style="bold")
+    out = Console(highlight=False)
+    out.print(f"[bold]{loaded.name}[/bold]  {loaded.about}", soft_wrap=True)
+    grid = Grid(box=None, header_style="bold", pad_edge=False)
     axes = [*loaded.names("compare"), *loaded.names("search")]
     for axis in axes:
         grid.add_column(axis)
@@ -274,7 +278,6 @@ def plan(
     for cell, point, members in planning.cells(trials):
         ended = sum(trial.id in done for trial in members)
         grid.add_row(*map(str, (*cell, *point)), str(len(members)), str(ended), str(len(members) - ended))
-    out = Console(highlight=False)
     out.print(grid)
     left = sum(trial.id not in done for trial in trials)
     needs = trials[0].typed().resources if trials else None
@@ -326,18 +329,15 @@ def summarize(suite: str, results: Path, format: str) -> None:
 
     Give a suite (its folder below --results is read) or a folder of results. Neither torch nor Ray is needed.
     """
-    from raybench.plan import expand
-    from raybench.store import Store, read_snapshot
-    from raybench.suite import build, find_suite, load
+    from raybench.plan import restore
+    from raybench.store import SNAPSHOT, Store, read_snapshot
+    from raybench.suite import find_suite, load
     from raybench.summarize import summarize as make_table
-    from raybench.yamlfile import Complaints
 
     folder = Path(suite)
     if not folder.is_dir():
         folder = results / (suite if (results / suite).is_dir() else load(find_suite(suite)).name)
-    snapshot = read_snapshot(folder)
-    loaded = build(snapshot["document"], Complaints(snapshot["source"], None), Path(), snapshot["sets"], trusted=True)
-    trials = expand(loaded, _only(tuple(snapshot["only"])), snapshot["limit"])
+    loaded, trials = restore(read_snapshot(folder), str(folder / SNAPSHOT))
     rows, damaged = Store(folder.parent, loaded).read()
     for line in damaged:
         _console().print(line, style="yellow", soft_wrap=True)

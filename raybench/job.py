@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ class Job:
 
     trials: dict[str, Trial]
     """By id."""
-    sources: dict[str, Source]
+    sources: Mapping[str, Source]
     """By `source_key`."""
-    statistics: dict[str, Statistics]
+    statistics: Mapping[str, Statistics]
     """By `statistics_key`: what augmentations fitted on training images."""
     provenance: dict[str, Any]
 

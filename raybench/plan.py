@@ -11,13 +11,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from raybench.errors import SuiteError, did_you_mean
 from raybench.settings import Assignments, TrialSettings, assign, first_complaint
-from raybench.suite import NO_MODEL, Axis, Label, Suite, find_label
+from raybench.suite import NO_MODEL, Axis, Label, Suite, build, find_label
+from raybench.yamlfile import Complaints
 
 MAX_TRIALS = 100_000
 IDENTITY_VERSION = 1
@@ -219,3 +221,21 @@ def cells(trials: Sequence[Trial]) -> Iterator[tuple[tuple[Label, ...], tuple[La
         groups.setdefault((trial.cell, trial.point), []).append(trial)
     for (cell, point), members in groups.items():
         yield cell, point, members
+
+
+def snapshot(suite: Suite, only: Mapping[str, Sequence[str]] | None = None, limit: int | None = None) -> dict[str, Any]:
+    """Return what `restore` needs to expand the same trials again, as plain data for JSON."""
+    return {"source": suite.source, "document": suite.document, "sets": suite.sets, "only": only or {}, "limit": limit}
+
+
+def restore(kept: Any, where: str) -> tuple[Suite, list[Trial]]:
+    """Return the suite and the trials of a `snapshot`, without importing the modules that the suite names.
+
+    Raises:
+        SuiteError: naming ``where``, the file it was kept in, if it is none.
+    """
+    try:
+        suite = build(kept["document"], Complaints(kept["source"], None), Path(), kept["sets"], trusted=True)
+        return suite, expand(suite, kept["only"], kept["limit"])
+    except (SuiteError, KeyError, TypeError, AttributeError) as error:
+        raise SuiteError(f"{where}: is not what a run keeps of its suite ({error}): run the suite again") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from raybench.job import Job, prepare, source_key
 from raybench.live import Watch
 from raybench.plan import Trial, sizes
 from raybench.records import EpochRow, Outcome
+from raybench.settings import TrialSettings
 from raybench.store import Store
 from raybench.suite import Suite
 
@@ -93,13 +95,16 @@ class _Recorder:
 
 def _refuse_other_data(job: Job, store: Store) -> None:
     """Keep rows that were measured on other images out of one table: an id does not know where the images came from."""
-    rows, _ = store.read("trials", ["dataset", "dataset_fingerprint", "settings"])
-    stored = {row.dataset: row.dataset_fingerprint for row in rows.itertuples() if row.dataset_fingerprint}
-    for trial in job.trials.values():
-        source = job.sources[source_key(trial.typed())]
-        name = str(trial.labels.get("dataset", trial.settings["dataset"]["name"]))
-        if stored.get(name, source.fingerprint) != source.fingerprint:
+    rows, _ = store.read("trials", ["dataset_fingerprint", "settings"])
+    known = rows.dropna().drop_duplicates()
+    stored = {
+        source_key(TrialSettings.model_validate_json(settings)): fingerprint
+        for settings, fingerprint in zip(known["settings"], known["dataset_fingerprint"], strict=True)
+    }
+    for key, source in job.sources.items():
+        if stored.get(key, source.fingerprint) != source.fingerprint:
+            name = json.loads(key)[0]
             raise DataError(
-                f"{store.folder}: its rows were measured on other {name} images (fingerprint {stored[name]}) than those"
+                f"{store.folder}: its rows were measured on other {name} images (fingerprint {stored[key]}) than those"
                 f" at hand ({source.fingerprint}): choose another --results, or give the same images with --data-dir"
             )

@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections import Counter, deque
@@ -339,7 +340,7 @@ class _ListSearcher(Searcher):  # type: ignore[misc]
 
 class _FirstInFirstOut(FIFOScheduler):  # type: ignore[misc]
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Leave the choice to Tune's controller, which starts waiting trials in order; the base scans all that ended."""
+        """Leave the choice to Tune's controller, which starts waiting trials in order; the base scans all others."""
         return None
 
 

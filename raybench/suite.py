@@ -148,6 +148,8 @@ class Suite:
     about: str
     source: str
     document: dict[str, Any]
+    sets: tuple[str, ...] = ()
+    """The ``--set`` texts that are in ``document`` already."""
     folder: Path
     imports: tuple[str, ...] = ()
     base: dict[str, Any]
@@ -245,6 +247,7 @@ def build(
         about=file.about,
         source=complain.source,
         document=document,
+        sets=tuple(sets),
         folder=folder,
         imports=tuple(file.imports),
         base=base,
