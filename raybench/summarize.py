@@ -73,8 +73,6 @@ PUBLISHED = {
 }
 """Key of a suite's ``reference`` row -> the column that shows it."""
 DIFFERENCE = Column("difference", "difference", "+.4f")
-STATISTICS = {column.name for column in (*MEASURED, *PUBLISHED.values(), DIFFERENCE)}
-"""Names that no other column may have: an axis called ``min`` becomes ``axis_min``."""
 WIDEST = 10_000
 """Characters; more than any table takes."""
 
@@ -132,7 +130,7 @@ def summarize(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> Tabl
         header=_header(stored, planned),
         warnings=_warnings(stored, planned),
         columns=(
-            *(Column(f"axis_{axis}" if axis in STATISTICS else axis, axis, align="left") for axis in axes),
+            *(Column(axis, axis, align="left") for axis in axes),
             *MEASURED,
             *(PUBLISHED[key] for key in keys),
             *([DIFFERENCE] if "mean" in keys else []),

@@ -48,7 +48,7 @@ LAYERS = {
     "above": Layer(
         ("run", "doctor", "cli"),
         ("light", "training", "results", "terminal", "cluster"),
-        frozenset({"rich", "rich_click", "torch", "timm"}),
+        frozenset({"rich", "rich_click", "click", "torch", "timm"}),
     ),
 }
 LAYER_OF = {module: layer for layer in LAYERS.values() for module in layer.modules}

@@ -299,19 +299,6 @@ def test_a_suite_without_published_rows_has_no_columns_for_them(tmp_path: Path) 
     )
 
 
-def test_an_axis_never_shares_its_name_with_a_statistic(tmp_path: Path) -> None:
-    text = """
-name: t
-dataset: {name: digits}
-model: mlp
-compare: {min: {small: {train.batch_size: 8}, large: {train.batch_size: 64}}}
-"""
-    suite, trials = load(tmp_path, text)
-    table = summarize(frame([finished(trials[0], 0.5)]), suite, trials)
-    assert [(row["axis_min"], row["min"]) for row in objects(table)] == [("small", 0.5), ("large", None)]
-    assert "\n| min   |   n |" in render(table, "markdown")
-
-
 def test_no_compare_axis_is_one_row(tmp_path: Path) -> None:
     suite, trials = load(tmp_path, "name: t\ndataset: {name: digits}\nmodel: mlp\nrepeat: {seed: 2}\n")
     table = summarize(frame([finished(trial, 0.5) for trial in trials]), suite, trials)
