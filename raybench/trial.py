@@ -7,6 +7,7 @@ The same call serves a debugger, a test, a Tune actor and each process of a work
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -230,6 +231,7 @@ def _fresh_process(seed: int, threads: int) -> Iterator[None]:
 def _keep_what_is_there() -> None:
     """Spare the collector everything that torch and Ray made: looking through it takes 0.2 s after every trial."""
     gc.freeze()
+    atexit.register(gc.unfreeze)  # else triton complains of leaks when the process ends
 
 
 @functools.cache

@@ -212,7 +212,7 @@ def test_plan_shows_cells_and_what_is_left(raybench: Raybench) -> None:
     status, out, err = raybench("plan", "quickstart")
     assert (status, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert lines[0].startswith("quickstart: digits")
+    assert lines[0].startswith("quickstart digits")
     assert "model augmentation seeds done left" in lines
     assert [line for line in lines if line.startswith(("mlp ", "small_cnn "))] == (
         ["mlp none 3 0 3", "mlp mild 3 0 3", "small_cnn none 3 0 3", "small_cnn mild 3 0 3"]

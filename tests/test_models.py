@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 import math
-import os
-import pickle
 import re
-from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raybench import models
-from raybench.errors import UserError, WeightsError
+from raybench.errors import UserError
 from raybench.registry import MODELS
 from raybench.settings import ModelSettings
 
@@ -21,6 +17,11 @@ SMALLEST = {
     "model1": (3, 10, 12),
     "model2": (3, 8, 8),
     "model3": (3, 10, 12),
+    "vgg_like": (3, 8, 8),
+    "residual": (1, 1, 1),
+    "simple_cnn": (3, 18, 18),
+    "ladder": (1, 1, 1),
+    "cnn5x5": (3, 15, 15),
     "small_cnn": (1, 4, 4),
     "mlp": (1, 1, 1),
 }
@@ -87,7 +88,13 @@ REPORT = {
 }
 """Without the activation at the end, which is the loss's. Models 2 and 3 have ReLU inside their layers."""
 
-KERAS = {"Conv2d": "Conv2D", "MaxPool2d": "MaxPooling2D", "BatchNorm2d": "BatchNormalization", "Linear": "Dense"}
+KERAS = {
+    "Conv2d": "Conv2D",
+    "MaxPool2d": "MaxPooling2D",
+    "AdaptiveAvgPool2d": "GlobalAveragePooling2D",
+    "BatchNorm2d": "BatchNormalization",
+    "Linear": "Dense",
+}
 
 
 @pytest.mark.parametrize("name", REPORT)
@@ -107,6 +114,10 @@ def test_the_layers_are_those_of_the_report(name):
         ("model1", 896 + 9_248 + 18_496 + 36_928 + (6 * 6 * 64 * 512 + 512) + 5_130),
         ("model2", 896 + 9_248 + 18_496 + 36_928 + 73_856 + 147_584 + 2 * 128 + (4 * 4 * 128 * 128 + 128) + 1_290),
         ("model3", 896 + 18_496 + (6 * 6 * 64 * 256 + 256) + 32_896 + 8_256 + 650),
+        ("residual", 1_792 + 128 + 3 * 2 * (36_928 + 128) + (4 * 4 * 64 * 10 + 10)),
+        ("simple_cnn", 896 + 18_496 + 36_928 + (4 * 4 * 64 * 128 + 128) + 8_256 + 650),
+        ("ladder", 896 + (32 * 32 * 32 * 100 + 100) + 1_010),
+        ("cnn5x5", 2_432 + 25_632 + 51_264 + (3 * 3 * 64 * 64 + 64) + 650),
         ("small_cnn", 448 + 4_640 + 2 * 32 + 18_496 + (8 * 8 * 64 * 10 + 10)),
         ("mlp", (3_072 * 64 + 64) + 650),
     ],
@@ -136,6 +147,146 @@ def test_weights_start_as_in_keras():
 def test_model2_normalises_as_keras_does():
     (norm,) = [layer for layer in make("model2") if isinstance(layer, nn.BatchNorm2d)]
     assert (norm.eps, norm.momentum) == (1e-3, 0.01)
+
+
+# The networks of the other reports
+
+FIGURE_2 = [
+    *[("Conv2D", 2_576), ("BatchNormalization", 368), ("Conv2D", 76_268), ("BatchNormalization", 368)],
+    *[("MaxPooling2D", 0), ("Dropout", 0)],
+    *[("Conv2D", 152_536), ("BatchNormalization", 736), ("Conv2D", 304_888), ("BatchNormalization", 736)],
+    *[("MaxPooling2D", 0), ("Dropout", 0)],
+    *[("Conv2D", 609_776), ("BatchNormalization", 1_472), ("Conv2D", 1_219_184), ("BatchNormalization", 1_472)],
+    *[("MaxPooling2D", 0), ("Dropout", 0), ("Flatten", 0), ("Dense", 58_890)],
+]
+"""Report 001. The activations, which have no parameters, stand between convolutions and batch norm."""
+
+
+def test_the_vgg_like_network_is_that_of_the_report_to_the_last_parameter():
+    network = make("vgg_like")
+    found = []
+    for layer in network:
+        if not isinstance(layer, nn.ReLU):
+            name, state = type(layer).__name__, layer.state_dict().items()
+            numbers = sum(value.numel() for key, value in state if key != "num_batches_tracked")
+            found.append((KERAS.get(name, name), numbers))
+    assert found == FIGURE_2
+    assert sum(count for _, count in FIGURE_2) == 2_429_270  # "Total params", with running means and variances
+    assert models.parameter_count(network) == 2_426_694  # "Trainable params"
+    assert [layer.p for layer in network if isinstance(layer, nn.Dropout)] == [0.2, 0.3, 0.4]
+    assert layers(network)[:4] == ["Conv2d", "ReLU", "BatchNorm2d", "Conv2d"]
+
+
+@pytest.mark.parametrize(("dropout", "rates"), [(0.5, [0.5, 0.5, 0.5]), ([0.1, 0.2, 0], [0.1, 0.2, 0])])
+def test_a_vgg_like_network_takes_a_width_and_rates(dropout, rates):
+    network = make("vgg_like", width=4, dropout=dropout)
+    assert [layer.out_channels for layer in network if isinstance(layer, nn.Conv2d)] == [4, 4, 8, 8, 16, 16]
+    assert [layer.p for layer in network if isinstance(layer, nn.Dropout)] == rates
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5])
+def test_residual_networks_of_any_depth_and_kernel(blocks, kernel_size):
+    network = make("residual", blocks=blocks, kernel_size=kernel_size, dropout=0.4, filters=8)
+    assert layers(network) == [
+        *["Conv2d", "BatchNorm2d", "ReLU"],
+        *["ResidualBlock", "Dropout", "MaxPool2d"] * blocks,
+        *["Flatten", "Linear"],
+    ]
+    assert [layer.p for layer in network if isinstance(layer, nn.Dropout)] == [0.4] * blocks
+    side = {1: 16, 2: 8, 3: 4, 5: 1, 7: 1}[blocks]
+    block = 2 * (8 * 8 * kernel_size**2 + 8 + 16)
+    assert models.parameter_count(network) == (9 * 3 * 8 + 8 + 16) + blocks * block + (side**2 * 8 * 10 + 10)
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_residual_block_adds_its_inputs():
+    block = make("residual", filters=4)[3].eval()
+    images = torch.rand(2, 4, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(block(images), torch.relu(images + block.layers(images)))
+        nn.init.zeros_(block.layers[4].weight)  # the last batch norm
+        torch.testing.assert_close(block(images), images)
+
+
+@pytest.mark.parametrize(("kernel_size", "before"), [(2, 0), (3, 1), (4, 1), (5, 2)])
+def test_even_kernels_are_padded_as_in_tensorflow(kernel_size, before):
+    network = make("residual", (1, 6, 6), filters=1, kernel_size=kernel_size)
+    convolution = nn.Sequential(*[layer for layer in network[3].layers[:2] if not isinstance(layer, nn.BatchNorm2d)])
+    with torch.no_grad():
+        nn.init.zeros_(convolution[-1].weight)
+        convolution[-1].weight[0, 0, before, before] = 1  # the tap above the pixel itself
+        image = torch.rand(1, 1, 6, 6)
+        assert torch.equal(convolution(image), image)
+
+
+DEEP = [[64, 64], [128, 128]]
+DEEPER = [*DEEP, [256, 256], [256, 256]]
+MODEL_3 = {"blocks": DEEP, "max_pool": True, "batch_norm": True, "dropout": 0.25}
+MODEL_7 = {**MODEL_3, "blocks": DEEPER, "pooling": "average"}
+CONV_64 = 1_792 + 36_928
+CONV_128 = 73_856 + 147_584
+CONV_256 = 295_168 + 3 * 590_080
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "parameters"),
+    [
+        ({}, "Conv2D Flatten Dense Dense", 896 + 3_276_900 + 1_010),
+        (
+            {"batch_norm": True, "dropout": 0.25},
+            "Conv2D BatchNormalization Dropout Flatten Dense Dense",
+            896 + 64 + 3_276_900 + 1_010,
+        ),
+        (
+            MODEL_3,
+            "Conv2D Conv2D BatchNormalization MaxPooling2D Dropout " * 2 + "Flatten Dense Dense",
+            CONV_64 + 128 + CONV_128 + 256 + (8 * 8 * 128 * 100 + 100) + 1_010,
+        ),
+        (
+            {**MODEL_3, "pooling": "average"},
+            "Conv2D Conv2D BatchNormalization MaxPooling2D Dropout " * 2 + "GlobalAveragePooling2D Flatten Dense Dense",
+            CONV_64 + 128 + CONV_128 + 256 + 12_900 + 1_010,
+        ),
+        (
+            MODEL_7,
+            "Conv2D Conv2D BatchNormalization MaxPooling2D Dropout " * 4 + "GlobalAveragePooling2D Flatten Dense Dense",
+            CONV_64 + 128 + CONV_128 + 256 + CONV_256 + 2 * 512 + 25_700 + 1_010,
+        ),
+    ],
+    ids=["model 1", "model 2", "model 3", "models 4 to 6", "models 7 to 11"],
+)
+def test_the_ladder_has_the_networks_of_report_003(options, expected, parameters):
+    network = make("ladder", **options)
+    found = [KERAS.get(layer, layer) for layer in layers(network) if layer != "ReLU"]
+    assert found == expected.split()
+    assert models.parameter_count(network) == parameters
+    activations = sum(isinstance(layer, nn.ReLU) for layer in network)
+    assert activations == found.count("Conv2D") + 1
+
+
+def test_the_best_of_the_ladder_has_the_23_layers_that_the_report_counts():
+    network = make("ladder", **MODEL_7)
+    within = ("ReLU", "Flatten")  # Keras' global pooling flattens, and its layers have their activation inside
+    assert len([layer for layer in layers(network) if layer not in within]) == 23
+
+
+def test_the_improved_5x5_network_has_one_batch_norm_and_one_dropout_more():
+    base, improved = make("cnn5x5"), make("cnn5x5", batch_norm=True, dropout=0.2)
+    assert layers(base) == [*["Conv2d", "ReLU", "MaxPool2d"] * 3, "Flatten", "Linear", "ReLU", "Linear"]
+    assert layers(improved) == [
+        *["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"],
+        *["Conv2d", "ReLU", "MaxPool2d"] * 2,
+        *["Flatten", "Linear", "ReLU", "Dropout", "Linear"],
+    ]
+    assert improved[-2].p == 0.2
+    assert models.parameter_count(improved) == models.parameter_count(base) + 2 * 32
+    sides = [32]
+    image = torch.rand(1, 3, 32, 32)
+    for layer in base[:9]:
+        image = layer(image)
+        sides += [image.shape[2]] if isinstance(layer, nn.MaxPool2d) else []
+    assert sides == [32, 15, 7, 3]
 
 
 # Options
@@ -171,38 +322,47 @@ def test_an_mlp_has_the_layers_it_is_asked_for():
             "model 'model1' for images of 8x8: they are too small, its layers leave nothing of them",
         ),
         (
-            {"name": "timm:resnet81"},
+            {"name": "vgg_like", "width": 46.0},
             (3, 32, 32),
-            "unknown model 'timm:resnet81'; did you mean 'timm:resnet18'?",
+            "model 'vgg_like' (width=46.0) for images of 32x32:"
+            " the number of filters must be a whole number from 1, not 46.0",
         ),
         (
-            {"name": "timm:resnet10t", "drop_rte": 0.1},
+            {"name": "vgg_like", "dropout": [0.2, 0.3]},
             (3, 32, 32),
-            "model 'timm:resnet10t' (drop_rte=0.1) for images of 32x32:"
-            " ResNet.__init__() got an unexpected keyword argument 'drop_rte'",
+            "model 'vgg_like' (dropout=[0.2, 0.3]) for images of 32x32: dropout must be one rate or 3, not [0.2, 0.3]",
         ),
         (
-            {"name": "timm:resnet10t", "stem": "small"},
+            {"name": "residual", "blocks": 0},
             (3, 32, 32),
-            "model 'timm:resnet10t' (stem='small') for images of 32x32: stem: small is for networks that begin with"
-            " a 7x7 convolution and pooling, such as resnet18",
+            "model 'residual' (blocks=0) for images of 32x32: blocks must be a whole number from 1, not 0",
         ),
         (
-            {"name": "timm:resnet18", "stem": "tiny"},
+            {"name": "residual", "kernel_size": "3x3"},
             (3, 32, 32),
-            "model 'timm:resnet18' (stem='tiny') for images of 32x32: stem must be small, not 'tiny'",
+            "model 'residual' (kernel_size='3x3') for images of 32x32:"
+            " kernel_size must be a whole number from 1, not '3x3'",
         ),
         (
-            {"name": "timm:resnet18", "pretrained": True, "stem": "small"},
+            {"name": "ladder", "blocks": [32]},
             (3, 32, 32),
-            "model 'timm:resnet18' (pretrained=True, stem='small') for images of 32x32: the pretrained first"
-            " convolution does not fit another stem: give either pretrained or stem",
+            "model 'ladder' (blocks=[32]) for images of 32x32:"
+            " blocks must be lists of filters such as [[64, 64], [128]], not [32]",
         ),
         (
-            {"name": "timm:resnet18", "pretrained": True, "weights": "w.pt"},
+            {"name": "ladder", "pooling": "max"},
             (3, 32, 32),
-            "model 'timm:resnet18' (pretrained=True, weights='w.pt') for images of 32x32:"
-            " give either pretrained or weights",
+            "model 'ladder' (pooling='max') for images of 32x32: pooling must be flatten or average, not 'max'",
+        ),
+        (
+            {"name": "ladder", "max_pool": "off"},
+            (3, 32, 32),
+            "model 'ladder' (max_pool='off') for images of 32x32: max_pool must be true or false, not 'off'",
+        ),
+        (
+            {"name": "cnn5x5", "batchnorm": True},
+            (3, 32, 32),
+            "model 'cnn5x5' has no option 'batchnorm'; did you mean 'batch_norm'?",
         ),
     ],
 )
@@ -234,135 +394,3 @@ def test_checking_passes_over_a_model_that_needs_real_numbers(monkeypatch):
     monkeypatch.setitem(MODELS._entries, "rates", builder)
     models.check(ModelSettings(name="rates", most=0.5), (3, 8, 8), 10)
     assert make("rates", (3, 8, 8), most=0.5)[1].p == 0.5
-
-
-def test_checking_looks_for_no_weights():
-    models.check(ModelSettings(name="timm:resnet10t", pretrained=True), (3, 32, 32), 10)
-    models.check(ModelSettings(name="timm:resnet10t", weights="missing.pt"), (3, 32, 32), 10)
-
-
-# timm
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "options"),
-    [
-        ("timm:resnet10t", (1, 28, 20), {"drop_rate": 0.2}),
-        ("timm:test_vit", (3, 32, 32), {}),  # made for 160x160
-    ],
-)
-def test_a_timm_model_takes_the_images_of_the_dataset(name, shape, options):
-    models.check(ModelSettings(name=name, **options), shape, 7)
-    network = make(name, shape, 7, **options)
-    assert network(torch.rand(2, *shape)).shape == (2, 7)
-    assert models.weights_fingerprint(ModelSettings(name=name, **options), network) is None
-
-
-def test_a_small_stem_keeps_the_resolution():
-    network = make("timm:resnet18", stem="small")
-    first = network.conv1
-    assert (first.kernel_size, first.stride, first.padding, first.bias) == ((3, 3), (1, 1), (1, 1), None)
-    before_layer1 = network.maxpool(network.conv1(torch.rand(1, 3, 32, 32)))
-    assert before_layer1.shape == (1, 64, 32, 32)
-    assert first.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.05)
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> dict[str, Tensor]:
-    """The state of a network with 10 classes, saved in every form that is accepted."""
-    state = make("timm:resnet10t", seed=7).state_dict()
-    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
-    torch.save(state, tmp_path / "w.pt")
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "nested.pt")
-    return state
-
-
-@pytest.mark.parametrize("file", ["w.safetensors", "w.pt", "nested.pt"])
-def test_weights_come_from_a_file(file, saved, tmp_path):
-    options = {"weights": str(tmp_path / file)}
-    network = make("timm:resnet10t", **options)
-    assert all(torch.equal(value, saved[key]) for key, value in network.state_dict().items())
-
-    other = make("timm:resnet10t", classes=4, seed=1, **options)  # the head is made for other classes: a fresh one
-    assert other.get_classifier().out_features == 4
-    assert torch.equal(other.state_dict()["layer1.0.conv1.weight"], saved["layer1.0.conv1.weight"])
-
-    prints = {models.weights_fingerprint(ModelSettings(name="timm:resnet10t", **options), n) for n in (network, other)}
-    assert len(prints) == 1
-    assert re.fullmatch("[0-9a-f]{16}", prints.pop())
-
-
-def test_a_fingerprint_changes_with_the_weights(saved, tmp_path):
-    settings = ModelSettings(name="timm:resnet10t", weights=str(tmp_path / "w.pt"))
-    network = make("timm:resnet10t", weights=settings.options["weights"])
-    before = models.weights_fingerprint(settings, network)
-    assert models.weights_fingerprint(settings, network.to(memory_format=torch.channels_last)) == before
-    with torch.no_grad():
-        network.layer1[0].conv1.weight[0, 0, 0, 0] += 1
-    assert models.weights_fingerprint(settings, network) != before
-
-
-def test_a_fingerprint_covers_registered_models_that_load_weights(monkeypatch):
-    monkeypatch.setitem(MODELS._entries, "loads", lambda shape, classes, weights: nn.Linear(3, classes))
-    settings = ModelSettings(name="loads", weights="w.pt")
-    assert models.weights_fingerprint(settings, make("loads", weights="w.pt")) is not None
-
-
-def weights_message(path: Path) -> str:
-    with pytest.raises(WeightsError) as error:
-        make("timm:resnet10t", weights=str(path))
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_weights_that_do_not_fit_are_refused_by_key(saved, tmp_path):
-    path = tmp_path / "odd.pt"
-    without = {key: value for key, value in saved.items() if not key.startswith("layer1.")}
-    torch.save({**without, "extra": torch.zeros(1), "bn1.weight": torch.zeros(5)}, path)
-    assert weights_message(path) == (
-        f"the weights in {path} do not fit the model: they lack layer1.0.conv1.weight, layer1.0.bn1.weight,"
-        " layer1.0.bn1.bias ...; have besides extra; have in another shape bn1.weight"
-    )
-
-
-def test_weights_without_batch_norms_counters_fit(saved, tmp_path):
-    path = tmp_path / "old.pt"
-    torch.save({key: value for key, value in saved.items() if "num_batches_tracked" not in key}, path)
-    make("timm:resnet10t", weights=str(path))
-
-
-def test_a_missing_or_unusable_file_is_named(tmp_path):
-    wanted = "give a .safetensors file or a state dict saved by torch"
-    path = tmp_path / "w.pt"
-    assert weights_message(path) == f"no weights file {path}: {wanted}"
-    torch.save([torch.zeros(1)], path)
-    assert weights_message(path) == f"{path} holds no weights: {wanted}"
-    for path in (tmp_path / "text.pt", tmp_path / "text.safetensors"):
-        path.write_bytes(b"text")
-        assert weights_message(path) == f"cannot read {path} as weights: {wanted}"
-
-
-class Harmful:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_weights_file_cannot_run_code(tmp_path):
-    path = tmp_path / "harmful.pt"
-    for save in (lambda value: torch.save(value, path), lambda value: path.write_bytes(pickle.dumps(value))):
-        save({"state_dict": Harmful(tmp_path / "made")})
-        assert weights_message(path).startswith(f"cannot read {path} as weights")
-        assert not (tmp_path / "made").exists()
-
-
-def test_pretrained_weights_that_cannot_be_had_point_to_a_local_file(monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError) as error:
-        make("timm:resnet10t", pretrained=True, cache_dir=str(tmp_path))
-    assert str(error.value) == (
-        "the pretrained weights of timm:resnet10t are neither on the hub, as far as it can be reached, nor in its"
-        " cache: `weights: path/to/file.safetensors` takes a local file"
-    )
