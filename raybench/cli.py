@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raybench.plan import Trial
+    from raybench.store import Store
     from raybench.suite import Suite
     from raybench.summarize import Table
 
@@ -130,6 +131,19 @@ def _load(
 
     suite = load(find_suite(name), sets, smoke=smoke)
     return suite, expand(suite, _only(only), limit)
+
+
+def _stored(name: str, results: Path) -> tuple[Store, Suite, list[Trial]]:
+    """Return the results called ``name`` (a folder, or a suite's below ``results``) and the plan of their last run."""
+    from raybench.plan import restore
+    from raybench.store import SNAPSHOT, Store, read_snapshot
+    from raybench.suite import find_suite, load
+
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = results / (name if (results / name).is_dir() else load(find_suite(name)).name)
+    suite, trials = restore(read_snapshot(folder), str(folder / SNAPSHOT))
+    return Store(folder.parent, suite), suite, trials
 
 
 def _only(words: tuple[str, ...]) -> dict[str, list[str]]:
@@ -329,19 +343,28 @@ def summarize(suite: str, results: Path, format: str) -> None:
 
     Give a suite (its folder below --results is read) or a folder of results. Neither torch nor Ray is needed.
     """
-    from raybench.plan import restore
-    from raybench.store import SNAPSHOT, Store, read_snapshot
-    from raybench.suite import find_suite, load
     from raybench.summarize import summarize as make_table
 
-    folder = Path(suite)
-    if not folder.is_dir():
-        folder = results / (suite if (results / suite).is_dir() else load(find_suite(suite)).name)
-    loaded, trials = restore(read_snapshot(folder), str(folder / SNAPSHOT))
-    rows, damaged = Store(folder.parent, loaded).read()
+    store, loaded, trials = _stored(suite, results)
+    rows, damaged = store.read()
     for line in damaged:
         _console().print(line, style="yellow", soft_wrap=True)
     _show(make_table(rows, loaded, trials), format)
+
+
+@app.command()
+@click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: _suite_names())
+@results_option
+def compact(suite: str, results: Path) -> None:
+    """Merge the files of finished trials, as a run does by itself every 250 trials. No row is changed."""
+    store, _, _ = _stored(suite, results)
+    from raybench.store import read_snapshot
+
+    store.open(read_snapshot(store.folder))
+    try:
+        print(f"{store.folder}: {store.compact()} trials merged")
+    finally:
+        store.close()
 
 
 @app.command("list")

@@ -1,12 +1,15 @@
-"""The results folder: one Parquet file per trial in ``trials/``, ``epochs/`` and ``predictions/``.
+"""The results folder: Parquet files in ``trials/``, ``epochs/`` and ``predictions/``, one per trial in each.
 
 One process writes, the driver, and holds a lock while it does. A file appears whole or not at all: it is written beside
 its place and renamed, and a trial's row in ``trials/`` comes last, so that a trial which has a row has everything.
+Every `COMPACT_AT` trials, the files of those that are done are merged into one, which names them in its footer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +30,10 @@ from raybench.suite import Suite
 
 Kind = Literal["trials", "epochs", "predictions"]
 SNAPSHOT = "suite.json"
+COMPACT_AT = 250
+"""Files of single trials before they are merged: opening 10,000 small files takes half a minute."""
+MERGED = "merged-"
+"""How the names of merged files begin; the others are called by their trial's id."""
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
@@ -79,6 +86,7 @@ class Store:
         trials = pa.schema([*TRIALS, *self._axes.items()], metadata=TRIALS.metadata)
         self._schemas: dict[Kind, pa.Schema] = {"trials": trials, "epochs": EPOCHS, "predictions": PREDICTIONS}
         self._lock = filelock.FileLock(self.folder / ".lock")
+        self._written = 0
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -94,6 +102,11 @@ class Store:
             self._lock.acquire(timeout=0)
             for left in self.folder.rglob(".*.tmp"):  # of a driver that was killed while it wrote
                 left.unlink()
+            for kind in get_args(Kind):  # or while it removed what it had merged
+                merged = _merged_ids(self.folder / kind)
+                for path in _singles(self.folder / kind):
+                    if path.stem in merged:
+                        path.unlink()
             _replace(self.folder / SNAPSHOT, json.dumps(snapshot, indent=1, default=str).encode())
         except filelock.Timeout:
             raise UserError(
@@ -127,11 +140,42 @@ class Store:
         for kind, table in tables.items():
             path = self.folder / kind / f"{outcome.row.trial_id}.parquet"
             if table:
-                sink = pa.BufferOutputStream()
-                pq.write_table(table, sink, compression="zstd")
-                _replace(path, sink.getvalue())
+                _replace(path, _parquet(table))
             else:
                 path.unlink(missing_ok=True)
+        self._written += 1
+        if self._written % COMPACT_AT == 0:
+            self.compact()
+
+    def compact(self) -> int:
+        """Merge the files of the trials that are done; return how many trials were. What can be read stays the same.
+
+        A failed trial keeps its own file, which a later attempt replaces; so does one whose file is damaged.
+        """
+        singles = _singles(self.folder / "trials")
+        status = read_files(singles, self._schemas["trials"], ["trial_id", "status"])[0].to_pandas()
+        done = sorted(status["trial_id"][status["status"].isin(DONE)])
+        for start in range(0, len(done), COMPACT_AT):
+            for kind in ("predictions", "epochs", "trials"):
+                self._merge([self.folder / kind / f"{id_}.parquet" for id_ in done[start : start + COMPACT_AT]])
+        return len(done)
+
+    def _merge(self, files: Sequence[Path]) -> None:
+        """Bring the rows of ``files`` into one file for each schema among them: a suite's axes may have changed."""
+        by_schema: dict[pa.Schema, list[tuple[Path, pa.Table]]] = {}
+        for path in files:
+            with contextlib.suppress(FileNotFoundError, pa.ArrowException):  # not kept, or damaged: reported when read
+                # ParquetFile keeps every column, also those of axes that the suite no longer has.
+                table = pq.ParquetFile(path).read().replace_schema_metadata()
+                by_schema.setdefault(table.schema, []).append((path, table))
+        for members in by_schema.values():
+            ids = " ".join(path.stem for path, _ in members).encode()
+            table = pa.concat_tables([table for _, table in members])
+            name = f"{MERGED}{hashlib.sha256(ids).hexdigest()[:16]}.parquet"
+            metadata = {**TRIALS.metadata, b"trials": ids}
+            _replace(members[0][0].with_name(name), _parquet(table.replace_schema_metadata(metadata)))
+            for path, _ in members:
+                path.unlink()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -152,7 +196,20 @@ def read_folder(folder: Path, schema: pa.Schema, columns: Sequence[str] | None =
 
     A column that a file lacks, because raybench or the suite got it later, is null there.
     """
-    files = sorted(str(path) for path in folder.glob("[!._]*.parquet"))
+    while True:
+        # In this order, so that a file which a running sweep merges meanwhile is seen in one form at least.
+        singles = _singles(folder)
+        merged = _merged_ids(folder)
+        files = [*_merged(folder), *(path for path in singles if path.stem not in merged)]
+        table, damaged = read_files(files, schema, columns)
+        if all(path.exists() for path in files):
+            return table, damaged
+
+
+def read_files(
+    files: Sequence[Path], schema: pa.Schema, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, list[str]]:
+    """Read ``files`` as `read_folder` does."""
     columns = columns or schema.names
     try:
         return _read(files, schema, columns), []
@@ -167,9 +224,26 @@ def read_folder(folder: Path, schema: pa.Schema, columns: Sequence[str] | None =
         return pa.concat_tables(tables), damaged
 
 
-def _read(files: Sequence[str], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+def _singles(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[!._]*.parquet") if not path.name.startswith(MERGED))
+
+
+def _merged(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{MERGED}*.parquet"))
+
+
+def _merged_ids(folder: Path) -> set[str]:
+    """Return the trials whose rows lie in merged files; a damaged one says nothing here, and is reported when read."""
+    ids: set[str] = set()
+    for path in _merged(folder):
+        with contextlib.suppress(pa.ArrowException, OSError):
+            ids.update((pq.read_schema(path).metadata or {}).get(b"trials", b"").decode().split())
+    return ids
+
+
+def _read(files: Sequence[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
     needed = [*dict.fromkeys(["trial_id", *columns])]
-    table = ds.dataset(files, schema=schema, format="parquet").to_table(needed)
+    table = ds.dataset([str(file) for file in files], schema=schema, format="parquet").to_table(needed)
     if table["trial_id"].null_count:
         raise pa.ArrowInvalid("no trial_id in it")
     return table.select(columns)
@@ -195,6 +269,12 @@ def _predictions_table(trial_id: str, predictions: Predictions) -> pa.Table:
     logits = pa.ListArray.from_arrays(offsets, pa.array(predictions.logits.reshape(-1)))
     columns = [pa.repeat(trial_id, n), predictions.index, predictions.label, predictions.prediction, logits]
     return pa.Table.from_arrays([pa.array(column) for column in columns], schema=PREDICTIONS)
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
 
 
 def _replace(path: Path, content: bytes | pa.Buffer) -> None:

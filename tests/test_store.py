@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from raybench import store as stores
 from raybench.errors import UserError
 from raybench.plan import Trial
 from raybench.records import SCHEMA_VERSION, EpochRow, Outcome, Predictions, TrialRow
-from raybench.store import EPOCHS, PREDICTIONS, TRIALS, Store, axis_types, read_snapshot
+from raybench.store import EPOCHS, PREDICTIONS, TRIALS, Kind, Store, axis_types, read_snapshot
 from raybench.suite import Suite
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -639,3 +639,89 @@ def test_rows_of_schema_version_1_still_read(load_suite: LoadSuite, tmp_path: Pa
     expected = json.loads((GOLDEN / "trials_v1.json").read_text(encoding="utf-8"))
     assert {name: None if pd.isna(found[name]) else found[name] for name in expected} == expected
     store.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Merged files
+
+
+def everything(store: Store) -> dict[str, list[dict[str, Any]]]:
+    """Return all rows of every kind, in an order that does not depend on files."""
+    found = {}
+    for kind in get_args(Kind):
+        rows, damaged = store.read(kind)
+        assert damaged == []
+        order = [name for name in ("trial_id", "epoch", "index") if name in rows]
+        found[kind] = rows.sort_values(order).astype(str).to_dict("records")
+    return found
+
+
+def test_merging_changes_no_row_and_bounds_the_files(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybench.store.COMPACT_AT", 4)
+    for number in range(11):
+        store.write(full(f"t{number:02}", status="failed" if number in (1, 6) else "completed"))
+    # After 4 trials and after 8 what was done was merged; the two failures and the last three keep their own files.
+    names = sorted(path.name for path in (store.folder / "trials").iterdir())
+    assert [name for name in names if not name.startswith("merged-")] == [
+        *("t01.parquet", "t06.parquet", "t08.parquet", "t09.parquet", "t10.parquet")
+    ]
+    assert len(names) == 5 + 2
+    before = everything(store)
+    assert [len(before[kind]) for kind in get_args(Kind)] == [11, 22, 44]
+    assert store.compact() == 3
+    assert everything(store) == before
+    assert store.compact() == 0
+    assert set(store.done()[0]) == {f"t{number:02}" for number in range(11)} - {"t01", "t06"}
+    # The failed ones run again.
+    store.write(full("t01"))
+    store.compact()
+    assert len(store.done()[0]) == 10 and len(everything(store)["epochs"]) == 22
+
+
+def test_a_driver_killed_while_it_merged_doubles_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        store.write(full(f"t{number}"))
+    before = everything(store)
+    kept = {path: path.read_bytes() for path in store.folder.rglob("t?.parquet")}
+    store.compact()
+    for path, content in list(kept.items())[::2]:  # as if half of them had not been removed yet
+        path.write_bytes(content)
+    assert everything(store) == before
+    store.close()
+    store.open({"document": {}})
+    assert not list(store.folder.rglob("t?.parquet"))
+    assert everything(store) == before
+
+
+def test_a_damaged_file_is_not_merged_and_still_reported(store: Store) -> None:
+    for number in range(3):
+        store.write(full(f"t{number}"))
+    torn = store.folder / "epochs" / "t1.parquet"
+    torn.write_bytes(torn.read_bytes()[:100])
+    assert store.compact() == 3
+    rows, damaged = store.read("epochs")
+    assert sorted(set(rows["trial_id"])) == ["t0", "t2"]
+    assert len(damaged) == 1 and damaged[0].startswith(f"{torn}: not a readable result (")
+
+
+def test_a_damaged_merged_file_is_reported(store: Store) -> None:
+    store.write(full("t0"))
+    store.compact()
+    (merged,) = (store.folder / "trials").glob("merged-*.parquet")
+    merged.write_bytes(merged.read_bytes()[:50])
+    done, damaged = store.done()
+    assert done == {} and len(damaged) == 1 and damaged[0].startswith(f"{merged}: not a readable result (")
+
+
+def test_merging_keeps_columns_of_axes_that_the_suite_no_longer_has(load_suite: LoadSuite, tmp_path: Path) -> None:
+    wide = Store(tmp_path / "results", load_suite(ONE_AXIS % "[1, 2]")[0])
+    wide.open({})
+    wide.write(Outcome(row=row("t0", suite="s", axes={"model.width": 2})))
+    wide.close()
+    narrow = Store(tmp_path / "results", load_suite("{name: s, dataset: {name: digits}, model: mlp}")[0])
+    narrow.open({})
+    narrow.write(Outcome(row=row("t1", suite="s", axes={})))
+    assert narrow.compact() == 2
+    narrow.close()
+    rows = wide.read("trials", ["trial_id", "model.width"])[0]
+    assert dict(zip(rows["trial_id"], rows["model.width"], strict=True))["t0"] == 2
