@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from raybench.errors import UserError, did_you_mean
-from raybench.registry import AUGMENTATIONS
+from raybench.errors import UserError
+from raybench.registry import AUGMENTATIONS, POLICIES, check_augmentation_name
 from raybench.settings import AugmentationSpec, Named, augmentation_parts
 
 Statistics = Mapping[str, NDArray[np.float32]]
@@ -31,8 +31,12 @@ Statistics = Mapping[str, NDArray[np.float32]]
 class Part(ABC):
     """One step of an augmentation. A registered augmentation returns one of these, or a list of specs: a recipe."""
 
+    name = ""
+    """What the suite calls it; `build` sets it."""
     draws = 0
     """Uniform numbers that it needs for each image."""
+    needs_pixels = False
+    """Whether it relies on values from 0 to 1, so that zca and standardize cannot come before it."""
 
     @abstractmethod
     def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
@@ -58,15 +62,7 @@ class Geometric(Part):
     def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
         """Resample bilinearly; beyond its edge an image continues with its border pixels (Keras' ``nearest``)."""
         height, width = images.shape[2:]
-        x = torch.arange(width, dtype=images.dtype, device=images.device) - (width - 1) / 2
-        y = torch.arange(height, dtype=images.dtype, device=images.device) - (height - 1) / 2
-        x, y = self.source(x[None, None, :], y[None, :, None], uniform, (height, width))
-        # grid_sample counts from the centre too, in units of half an image: from edge to edge, not between the centres
-        # of the outermost pixels (that would be align_corners).
-        grid = images.new_empty(len(images), height, width, 2)
-        grid[..., 0] = x * (2 / width)
-        grid[..., 1] = y * (2 / height)
-        return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return _resampled(images, lambda x, y: self.source(x, y, uniform, (height, width)), "bilinear", "border")
 
 
 class Combined(Geometric):
@@ -110,6 +106,19 @@ class Zoom(Geometric):
         return x * (1 + self.range * wider), y * (1 + self.range * higher)
 
 
+class ZoomIn(Geometric):
+    """Magnify by a factor from 1 to 1 / (1 - ``range``), the same for x and y: at 0.5, to half of the image at most."""
+
+    draws = 1
+
+    def __init__(self, range: float = 0.5) -> None:
+        self.largest = 1 / (1 - _number("range", range, 0, 0.99))
+
+    def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        factor = 1 + (self.largest - 1) * uniform[:, :, None]
+        return x / factor, y / factor
+
+
 class Rotation(Geometric):
     """Turn about the image's centre by up to ``degrees``, either way."""
 
@@ -139,8 +148,130 @@ class Flip(Part):
         return torch.where(vertical < self.vertical, images.flip(2), images)
 
 
-class ZCA(Part):
-    """Whiten images with the statistics of the training images, in training and evaluation alike.
+class Crop(Part):
+    """Put a black frame of ``padding`` pixels around the image, and cut an image of its size out of that anywhere."""
+
+    draws = 2
+
+    def __init__(self, padding: int = 4) -> None:
+        if padding != int(_number("padding", padding, 0, 1000)):
+            raise ValueError(f"padding must be a whole number of pixels, not {padding!r}")
+        self.padding = int(padding)
+
+    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
+        right, down = (uniform * (2 * self.padding + 1)).floor_().sub_(self.padding)[:, :, None, None].unbind(1)
+        return _resampled(images, lambda x, y: (x + right, y + down), "nearest", "zeros")
+
+
+class Cutout(Part):
+    """Set a square to ``fill``: its side is ``size`` times the image's shorter one, its centre any of the pixels.
+
+    So near an edge only a part of the square lies in the image, as in the paper (DeVries and Taylor, 2017), whose
+    squares of 16 pixels on CIFAR-10 and 8 on CIFAR-100 are sizes 0.5 and 0.25.
+    """
+
+    draws = 2
+
+    def __init__(self, size: float = 0.5, fill: float = 0.0) -> None:
+        self.size = _number("size", size, 0, 1)
+        self.fill = _number("fill", fill, 0, 1)
+
+    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        side = round(self.size * min(height, width))
+        x, y = uniform[:, :, None, None, None].unbind(1)
+        left, top = (x * width).floor() - side // 2, (y * height).floor() - side // 2
+        column = torch.arange(width, device=images.device)
+        row = torch.arange(height, device=images.device)[:, None]
+        columns = (column >= left) & (column < left + side)
+        rows = (row >= top) & (row < top + side)
+        return torch.where(columns & rows, self.fill, images)
+
+
+class Brightness(Part):
+    """Multiply the image by a factor between 1 - ``range`` and 1 + ``range``, and clip it to 0 and 1."""
+
+    draws = 1
+    needs_pixels = True
+
+    def __init__(self, range: float = 0.2) -> None:
+        self.range = _number("range", range, 0, 1)
+
+    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
+        factor = 1 + self.range * (2 * uniform - 1)
+        return (images * factor[:, :, None, None]).clamp_(0, 1)
+
+
+class Noise(Part):
+    """Add normal noise of standard deviation ``std`` (the image's values go from 0 to 1), and clip to 0 and 1."""
+
+    draws = 2
+    needs_pixels = True
+
+    def __init__(self, std: float = 0.1) -> None:
+        self.std = _number("std", std, 0, 1)
+
+    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
+        noise = _normal(uniform, images[0].numel()).view(images.shape)
+        return torch.add(images, noise, alpha=self.std).clamp_(0, 1)
+
+
+class Preparation(Part):
+    """A part that changes every image in the same way, in training and evaluation alike. An augmentation has one."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str | None:
+        """What `fit` learns, as a name that a cache can use; None when there is nothing to learn."""
+
+    @abstractmethod
+    def fit(self, images: NDArray[np.uint8]) -> Statistics:
+        """Learn from the training images [N, H, W, C]; asked only of a part that has a key."""
+
+    @abstractmethod
+    def load(self, statistics: Statistics, device: torch.device | str) -> None:
+        """Take over what `fit` returned, or nothing."""
+
+
+class Standardize(Preparation):
+    """Give each channel mean 0 and standard deviation 1 over the training images; or subtract and divide as told.
+
+    ``mean`` and ``std`` are a number, or a list of one per channel, for values from 0 to 1.
+    """
+
+    def __init__(self, mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None) -> None:
+        if (mean is None) != (std is None):
+            raise ValueError("give both mean and std, or neither")
+        self.given: Statistics = {}
+        if mean is not None:
+            self.given = {"mean": _numbers("mean", mean, 0, 1), "std": _numbers("std", std, 1e-6, 1)}
+
+    @property
+    def key(self) -> str | None:
+        return None if self.given else "standardize"
+
+    def fit(self, images: NDArray[np.uint8]) -> Statistics:
+        rows = images.reshape(-1, images.shape[3])
+        mean = rows.sum(0, dtype=np.int64) / len(rows)  # sums of whole numbers: no digit is lost
+        variance = np.einsum("nc,nc->c", rows, rows, dtype=np.int64) / len(rows) - mean**2
+        std = np.where(variance > 0, np.sqrt(variance), 255)  # a channel of one value is only shifted
+        return {"mean": (mean / 255).astype(np.float32), "std": (std / 255).astype(np.float32)}
+
+    def load(self, statistics: Statistics, device: torch.device | str) -> None:
+        statistics = self.given or statistics
+        self.mean, self.std = (torch.tensor(statistics[key], device=device)[:, None, None] for key in ("mean", "std"))
+
+    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) not in (1, images.shape[1]):
+                raise UserError(
+                    f"standardize has {len(numbers)} numbers for {name}, but images of {images.shape[1]} channels"
+                )
+        return (images - self.mean).div_(self.std)
+
+
+class ZCA(Preparation):
+    """Whiten images with the statistics of the training images.
 
     As Keras' ImageDataGenerator(zca_whitening=True) does with images of values 0 to 1: subtract each channel's mean,
     then multiply the flattened image by U diag(1 / sqrt(s + eps)) U^T, where U diag(s) U^T is the covariance of the
@@ -185,27 +316,30 @@ class Augmentation:
     def __init__(self, parts: list[Part]) -> None:
         self._steps = _combine(parts)
         self.draws = sum(part.draws for part in parts)
-        whitening = [part for part in parts if isinstance(part, ZCA)]
-        if len(whitening) > 1:
-            raise UserError("an augmentation can whiten only once: it has zca twice")
-        self._zca = whitening[0] if whitening else None
+        self._preparation: Preparation | None = None
+        for part in parts:
+            if self._preparation and (part.needs_pixels or isinstance(part, Preparation)):
+                reason = "it needs values from 0 to 1" if part.needs_pixels else "one of them is enough"
+                raise UserError(f"augmentation {part.name!r} cannot follow {self._preparation.name!r}: {reason}")
+            if isinstance(part, Preparation):
+                self._preparation = part
 
     @property
     def key(self) -> str | None:
         """What `fit` learns, as a name that a cache can use; None when there is nothing to learn."""
-        return self._zca.key if self._zca else None
+        return self._preparation.key if self._preparation else None
 
     def fit(self, images: NDArray[np.uint8]) -> Statistics:
         """Learn from the training images [N, H, W, C]: the same result on any number of threads.
 
-        For 50,000 images of 32x32x3 it takes half a minute of two cores. Raise `UserError` for large images.
+        For 50,000 images of 32x32x3 zca takes half a minute of two cores. Raise `UserError` for large images.
         """
-        return self._zca.fit(images) if self._zca else {}
+        return self._preparation.fit(images) if self._preparation and self.key else {}
 
     def load(self, statistics: Statistics, device: torch.device | str) -> None:
         """Take over what `fit` returned; needed before `train` and `evaluate`."""
-        if self._zca:
-            self._zca.load(statistics, device)
+        if self._preparation:
+            self._preparation.load(statistics, device)
 
     def draw(self, images: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw the uniform numbers for a batch: a row per image, from one call on the random stream."""
@@ -227,7 +361,7 @@ class Augmentation:
 
     def evaluate(self, images: Tensor) -> Tensor:
         """Prepare images as `train` does, without what is random."""
-        return self._zca.apply(images, images.new_empty(len(images), 0)) if self._zca else images
+        return self._preparation.apply(images, images.new_empty(len(images), 0)) if self._preparation else images
 
 
 def build(spec: AugmentationSpec) -> Augmentation:
@@ -262,19 +396,24 @@ def _parts(spec: AugmentationSpec) -> Iterator[Part]:
 
 def _make(named: Named) -> Any:
     """Call a registered augmentation with the options given; a bare value is its first parameter."""
-    entry = AUGMENTATIONS.get(named.name)
-    parameters = inspect.signature(entry).parameters
-    options = named.options
-    main = next(iter(parameters), None)
-    if "value" in options and main and main not in options:
-        options[main] = options.pop("value")
-    for option in options:
-        if option not in parameters:
-            raise UserError(f"augmentation {named.name!r} has no option {option!r}{did_you_mean(option, parameters)}")
+    name, options = named.name, named.options
+    check_augmentation_name(name)
     try:
-        return entry(**options)
+        if name in AUGMENTATIONS.names():
+            entry = AUGMENTATIONS.get(name)
+            main = next(iter(inspect.signature(entry).parameters), None)
+            if "value" in options and main and main not in options:
+                options[main] = options.pop("value")
+            AUGMENTATIONS.check_options(name, options)
+            made = entry(**options)
+        else:
+            library, _, policy = name.partition(":")
+            made = POLICIES.get(library)(policy, **options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"augmentation {named.name!r}: {error}") from error
+        raise UserError(f"augmentation {name!r}: {error}") from error
+    if isinstance(made, Part):
+        made.name = name
+    return made
 
 
 def _combine(parts: list[Part]) -> list[Part]:
@@ -293,6 +432,11 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low} to {high}, not {value!r}")
     return float(value)
+
+
+def _numbers(name: str, value: Any, low: float, high: float) -> NDArray[np.float32]:
+    several = value if isinstance(value, list | tuple) else [value]
+    return np.array([_number(name, number, low, high) for number in several], np.float32)
 
 
 def _signed(uniform: Tensor) -> tuple[Tensor, ...]:
@@ -319,6 +463,42 @@ def _moments(images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     cross = torch.outer(average, centre)
     covariance = products / count - cross - cross.T + torch.outer(centre, centre)
     return (mean + 128) / 255, covariance / 255**2
+
+
+def _resampled(
+    images: Tensor, source: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], mode: str, beyond: str
+) -> Tensor:
+    """Fill each place (x, y), counted in pixels from the images' centre, with what lies at its ``source``."""
+    height, width = images.shape[2:]
+    x = torch.arange(width, dtype=images.dtype, device=images.device) - (width - 1) / 2
+    y = torch.arange(height, dtype=images.dtype, device=images.device) - (height - 1) / 2
+    x, y = source(x[None, None, :], y[None, :, None])
+    # grid_sample counts from the centre too, in units of half an image: from edge to edge, not between the centres
+    # of the outermost pixels (that would be align_corners).
+    grid = images.new_empty(len(images), height, width, 2)
+    grid[..., 0] = x * (2 / width)
+    grid[..., 1] = y * (2 / height)
+    return functional.grid_sample(images, grid, mode=mode, padding_mode=beyond, align_corners=False)
+
+
+def seeds(uniform: Tensor) -> Tensor:
+    """Make a whole number of 48 random bits from each row of [B, 2]: a float32 from 0 to 1 has 24."""
+    high, low = (uniform * 2**24).long().unbind(1)
+    return high << 24 | low
+
+
+def _normal(uniform: Tensor, count: int) -> Tensor:
+    """Return [B, count] numbers of the standard normal distribution, of each row those that [B, 2] decide.
+
+    The SplitMix64 generator (Steele, Lea and Flood, 2014) finds each from a seed and a position alone, so that a
+    batch's numbers need no stream of their own, and a worker computes those of its own images.
+    """
+    step, first, second = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # 64 bits, signed
+    bits = seeds(uniform)[:, None] + step * torch.arange(1, count + 1, device=uniform.device)
+    for shift, factor in ((30, first), (27, second), (31, 1)):
+        bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * factor
+    unit = ((bits >> 41 & (1 << 23) - 1) + 0.5) * 2**-22 - 1  # between -1 and 1, exclusive, without rounding
+    return torch.erfinv(unit) * math.sqrt(2)
 
 
 @contextmanager

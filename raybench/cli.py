@@ -233,7 +233,7 @@ def run(
     finally:
         store.close()
     _show(make_table(rows, loaded, trials), format)
-    console.print(f"rows in {store.folder}/trials, curves in epochs, predictions in predictions")
+    console.print(f"stored in {store.folder}: trials, epochs, predictions", soft_wrap=True)
     stored = rows[rows["trial_id"].isin([trial.id for trial in trials])]
     failed = int((stored["status"] == "failed").sum())
     if not finished:
@@ -297,10 +297,11 @@ def plan(
     needs = trials[0].typed().resources if trials else None
     out.print(f"{len(trials)} trials ({planning.sizes(loaded)}), {len(trials) - left} done, {left} to run")
     if needs is not None:
-        out.print(
-            f"each: {needs.workers} process(es) of {needs.cpus} CPUs and {needs.gpus:g} GPUs; at most"
-            f" {trials[0].settings['train']['epochs']} epochs"
-        )
+        train = trials[0].settings["train"]
+        length = "1 epoch of two batches" if train["smoke"] else f"{train['epochs']} epochs"
+        processes = "1 process" if needs.workers == 1 else f"{needs.workers} processes"
+        cpus = "1 CPU" if needs.cpus == 1 else f"{needs.cpus} CPUs"
+        out.print(f"each trial: {processes} of {cpus} and {needs.gpus:g} GPUs, at most {length}")
     seeds = len({trial.seed for trial in trials})
     if seeds < 2:
         out.print("1 seed can show no difference between cells: its spread is not known")
@@ -350,6 +351,35 @@ def summarize(suite: str, results: Path, format: str) -> None:
     for line in damaged:
         _console().print(line, style="yellow", soft_wrap=True)
     _show(make_table(rows, loaded, trials), format)
+
+
+@app.command()
+@click.argument("suite", metavar="SUITE", shell_complete=lambda *_: _suite_names())
+@results_option
+@click.option("--test-size", type=click.IntRange(min=1), metavar="N", help="Number of test images of the publication.")
+def check(suite: str, results: Path, test_size: int | None) -> int:
+    """Name published and measured rows that cannot be: an impossible std, a mean outside, accuracies that never vary.
+
+    The suite's `reference` rows are checked by arithmetic alone, and what is stored of its last run, if anything.
+    Exit status 1 if anything was found.
+    """
+    from raybench.check import check_suite, check_trials
+    from raybench.suite import find_suite, load
+
+    loaded = load(find_suite(suite))
+    print(f"{loaded.name}: {len(loaded.reference)} published rows")
+    findings = check_suite(loaded, test_size)
+    if (results / loaded.name).is_dir():
+        store, _, trials = _stored(suite, results)
+        rows, damaged = store.read()
+        for line in damaged:
+            _console().print(line, style="yellow", soft_wrap=True)
+        rows = rows[rows["trial_id"].isin([trial.id for trial in trials])]
+        print(f"{loaded.name}: {len(rows)} stored trials")
+        findings += check_trials(rows)
+    for finding in findings:
+        print(f"  {finding}")
+    return EXIT_FAILED if findings else 0
 
 
 @app.command()
@@ -403,6 +433,11 @@ def list_(kind: str, pattern: str | None) -> None:
                     grid.add_row(f"timm:{name}", "")
             else:
                 grid.add_row("timm:<name>", "Any model of timm; `--filter 'resnet*'` lists them.")
+        if kind == "augmentations":
+            grid.add_row(
+                "torchvision:<name>", "A policy of torchvision, such as TrivialAugmentWide; one by one on the CPU."
+            )
+            grid.add_row("timm:<policy>", "Any policy of timm's training script, such as timm:rand-m9-mstd0.5.")
     Console(highlight=False).print(grid)
 
 

@@ -282,6 +282,40 @@ class CIFAR100(Torchvision):
     members = ("train", "test", "meta")
 
 
+class CINIC10(ParquetImages):
+    """90,000 images each to train, validate and test: 32x32 pixels in colour, the 10 classes of CIFAR-10.
+
+    As its archive or the Hugging Face hub has them. Nothing is downloaded: the archive has no address that lasts.
+    """
+
+    classes = CIFAR10.classes
+    archive = "CINIC-10.tar.gz (687,544,992 bytes, MD5 6ee4d0c996905fe93221de577967a372)"
+    per_split = 90_000
+
+    def files(self, place: Path) -> list[Path]:
+        if self._shards(place):
+            return super().files(place)
+        for split in SPLITS:
+            if not (place / split).is_dir():
+                parquet = f"nor train*.parquet and test*.parquet in {place}"
+                raise DataError(f"no {place / split} ({parquet}): {self._by_hand(place)}")
+        return ImageFolder().files(place)
+
+    def read(self, place: Path, image_size: int | None) -> Decoded:
+        read = super().read if self._shards(place) else ImageFolder().read
+        splits, names = read(place, image_size)
+        counts = {split: len(splits[split].labels) if split in splits else 0 for split in SPLITS}
+        if len(names) != len(self.classes) or {*counts.values()} != {self.per_split}:
+            found = f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} images"
+            whole = f"{self.per_split:,} each of {len(self.classes)}"
+            raise DataError(f"{place} has {found} of {len(names)} classes, not {whole}: {self._by_hand(place)}")
+        return splits, names
+
+    def _by_hand(self, place: Path) -> str:
+        source = "from the University of Edinburgh's DataShare, handle 10283/3192"
+        return f"fetch {self.archive} {source}, and unpack it to have {', '.join(SPLITS)} in {place}"
+
+
 class SVHN(Torchvision):
     """73,257 + 26,032 colour photographs of house numbers, 32x32 pixels, 10 digits in unequal numbers."""
 

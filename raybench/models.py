@@ -6,26 +6,18 @@ images [B, C, H, W] to logits [B, classes]: no softmax at its end, the loss brin
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
-import inspect
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from raybench.errors import UserError, WeightsError, did_you_mean
+from raybench.backbones import TIMM, Shape, build_timm, flag, in_head, timm_name, whole
+from raybench.errors import UserError
 from raybench.registry import MODELS, check_model_name
 from raybench.settings import ModelSettings
 
-Shape = tuple[int, int, int]
-"""Channels, height and width of one image, in pixels."""
-
-TIMM = "timm:"
 _MISFIT = (TypeError, ValueError, RuntimeError, AssertionError)
 """What networks raise for options or images that they cannot take. Anything else is a bug and keeps its traceback."""
 
@@ -47,8 +39,8 @@ def build(model: ModelSettings, shape: Shape, classes: int) -> nn.Module:
 def check(model: ModelSettings, shape: Shape, classes: int) -> None:
     """Raise `UserError` unless the network can be built and maps such images to logits.
 
-    It runs on torch's meta device, which knows shapes and no numbers: quick for large networks too. Pretrained weights
-    are not looked for.
+    It runs on torch's meta device, which knows shapes and no numbers: quick for large networks too. A file of weights
+    must be there, but is not read; pretrained weights are not looked for.
     """
     builder = _builder(model)  # outside: what importing makes must not land on the meta device
     try:
@@ -65,20 +57,20 @@ def check(model: ModelSettings, shape: Shape, classes: int) -> None:
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Count the numbers that training can change. Keras counts batch norm's running statistics too, this does not."""
+    """Count a network's weights, frozen or not. Keras counts batch norm's running statistics too, this does not."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def weights_fingerprint(model: ModelSettings, network: nn.Module) -> str | None:
     """Identify the weights that a freshly built network was given: 16 hex digits, None for a random start.
 
-    The classifier head is left out, because it starts at random wherever the number of classes differs.
+    The classifier is left out, because it starts at random wherever the number of classes differs.
     """
     if not (model.options.get("pretrained") or model.options.get("weights")):
         return None
     digest = hashlib.sha256()
     for key, value in network.state_dict().items():
-        if not _in_head(network, key):
+        if not in_head(network, key):
             digest.update(key.encode())
             digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -134,7 +126,7 @@ def model2(shape: Shape, classes: int) -> nn.Module:
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Dropout(0.4),
-        nn.BatchNorm2d(128, eps=1e-3, momentum=0.01),  # Keras' defaults; its momentum 0.99 weighs the old average
+        _batch_norm(128),
         nn.Flatten(),
     )
     return _as_keras(
@@ -172,6 +164,166 @@ def model3(shape: Shape, classes: int) -> nn.Module:
     )
 
 
+def vgg_like(shape: Shape, classes: int, *, width: int = 92, dropout: float | list[float] | None = None) -> nn.Module:
+    """Report 001, Figure 2: six convolutions, from ``width`` filters to four times as many.
+
+    For 32x32 RGB images and 10 classes it has the 2,429,270 parameters of Figure 2, which are 2,426,694 weights and
+    the 2,576 running means and variances of batch norm. The report leaves the dropout rates open: [0.2, 0.3, 0.4] are
+    those of this network in Elgendy's "Deep Learning for Vision Systems", which the report cites.
+
+    Args:
+        dropout: one rate, or one for each of the three pairs of convolutions.
+    """
+    rates = _rates([0.2, 0.3, 0.4] if dropout is None else dropout, 3)
+    layers: list[nn.Module] = []
+    inputs = shape[0]
+    for filters, rate in zip((width, 2 * width, 4 * width), rates, strict=True):
+        for _ in range(2):
+            layers += [*_conv(inputs, filters, 3), nn.ReLU(), _batch_norm(filters)]
+            inputs = filters
+        layers += [nn.MaxPool2d(2), nn.Dropout(rate)]
+    features = nn.Sequential(*layers, nn.Flatten())
+    return _as_keras(*features, nn.Linear(_width(features, shape), classes))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions of as many filters as there are inputs, added to the inputs."""
+
+    def __init__(self, filters: int, kernel_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *_conv(filters, filters, kernel_size),
+            _batch_norm(filters),
+            nn.ReLU(),
+            *_conv(filters, filters, kernel_size),
+            _batch_norm(filters),
+        )
+        self.activation = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.activation(images + self.layers(images))
+        return result
+
+
+def residual(
+    shape: Shape, classes: int, *, blocks: int = 3, kernel_size: int = 3, dropout: float = 0.2, filters: int = 64
+) -> nn.Module:
+    """Report 002, section 2: residual blocks, each with dropout at its end and pooling after it.
+
+    The report leaves open the filters (here equally many everywhere, since it adds a block's inputs to its result as
+    they are), the first convolution (3x3 whatever ``kernel_size`` is, which it gives for the blocks) and that the
+    last maps are flattened. Beyond five blocks the maps of a 32x32 image have one pixel, and pooling leaves it.
+    """
+    whole("blocks", blocks)
+    layers = [*_conv(shape[0], filters, 3), _batch_norm(filters), nn.ReLU()]
+    for _ in range(blocks):
+        layers += [ResidualBlock(filters, kernel_size), nn.Dropout(dropout), nn.MaxPool2d(2, ceil_mode=True)]
+    features = nn.Sequential(*layers, nn.Flatten())
+    return _as_keras(*features, nn.Linear(_width(features, shape), classes))
+
+
+def simple_cnn(shape: Shape, classes: int) -> nn.Module:
+    """Report 002, section 4: three convolutions, max pooling and three dense layers.
+
+    The filters and the places of the pooling, which it leaves open, are those of TensorFlow's CNN tutorial. The dense
+    layers are 128, 64 and ``classes`` wide, without dropout, so that augmentation alone acts against overfitting.
+    """
+    features = nn.Sequential(
+        nn.Conv2d(shape[0], 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    return _as_keras(
+        *features,
+        nn.Linear(_width(features, shape), 128),
+        nn.ReLU(),
+        nn.Linear(128, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
+def ladder(
+    shape: Shape,
+    classes: int,
+    *,
+    blocks: list[list[int]] | None = None,
+    max_pool: bool = False,
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    pooling: str = "flatten",
+    dense: int = 100,
+) -> nn.Module:
+    """Report 003, models 1 to 11. As it stands it is model 1; the best, model 10, has the options
+
+        {blocks: [[64, 64], [128, 128], [256, 256], [256, 256]], max_pool: true, batch_norm: true, dropout: 0.25,
+         pooling: average}
+
+    which make the 23 layers that the report counts: four blocks of two convolutions, batch norm, pooling and dropout,
+    the pooling over all pixels and two dense layers.
+
+    Args:
+        blocks: filters of the 3x3 convolutions of each block; [[32]] where none are given.
+        max_pool, batch_norm: whether each block ends with one, batch norm first.
+        dropout: at the end of each block.
+        pooling: ``flatten``, or ``average`` over all pixels, before the dense layers.
+        dense: width of the first dense layer.
+    """
+    blocks = [[32]] if blocks is None else blocks
+    if not isinstance(blocks, list) or not all(isinstance(block, list) and block for block in blocks):
+        raise ValueError(f"blocks must be lists of filters such as [[64, 64], [128]], not {blocks!r}")
+    if pooling not in ("flatten", "average"):
+        raise ValueError(f"pooling must be flatten or average, not {pooling!r}")
+    layers: list[nn.Module] = []
+    inputs = shape[0]
+    for block in blocks:
+        for filters in block:
+            layers += [*_conv(inputs, filters, 3), nn.ReLU()]
+            inputs = filters
+        layers += [_batch_norm(inputs)] if flag("batch_norm", batch_norm) else []
+        layers += [nn.MaxPool2d(2)] if flag("max_pool", max_pool) else []
+        layers += [nn.Dropout(dropout)] if dropout else []
+    layers += [nn.AdaptiveAvgPool2d(1)] if pooling == "average" else []
+    features = nn.Sequential(*layers, nn.Flatten())
+    return _as_keras(
+        *features, nn.Linear(_width(features, shape), whole("dense", dense)), nn.ReLU(), nn.Linear(dense, classes)
+    )
+
+
+def cnn5x5(shape: Shape, classes: int, *, batch_norm: bool = False, dropout: float = 0.0) -> nn.Module:
+    """Report 004, section 2.1: three 5x5 convolutions, each with max pooling 3x3 of stride 2.
+
+    Its improved network has one layer of batch norm and one of dropout more. Where, it leaves open: here batch norm
+    follows the first convolution, and dropout the dense layer of 64.
+    """
+    features = nn.Sequential(
+        nn.Conv2d(shape[0], 32, 5, padding=2),
+        *([_batch_norm(32)] if flag("batch_norm", batch_norm) else []),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(32, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Flatten(),
+    )
+    return _as_keras(
+        *features,
+        nn.Linear(_width(features, shape), 64),
+        nn.ReLU(),
+        *([nn.Dropout(dropout)] if dropout else []),
+        nn.Linear(64, classes),
+    )
+
+
 def small_cnn(shape: Shape, classes: int) -> nn.Module:
     """Three convolutions for images of 8x8 to 32x32 pixels: two seconds of CPU on scikit-learn's digits."""
     features = nn.Sequential(
@@ -204,11 +356,34 @@ def mlp(shape: Shape, classes: int, *, hidden: list[int] | None = None, dropout:
 
 def _as_keras(*layers: nn.Module) -> nn.Module:
     """Chain the layers, with Keras' initial weights (Glorot uniform, no bias): the reports used Keras."""
-    for layer in layers:
+    network = nn.Sequential(*layers)
+    for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             for parameter in layer.parameters():
                 (nn.init.xavier_uniform_ if parameter.ndim > 1 else nn.init.zeros_)(parameter)
-    return nn.Sequential(*layers)
+    return network
+
+
+def _conv(inputs: int, filters: int, size: int) -> list[nn.Module]:
+    """Make a convolution that keeps the image's size; with an even kernel, the image is padded more at its end."""
+    whole("the number of filters", filters)
+    before, after = (whole("kernel_size", size) - 1) // 2, size // 2
+    if before == after:
+        return [nn.Conv2d(inputs, filters, size, padding=before)]
+    return [nn.ZeroPad2d((before, after, before, after)), nn.Conv2d(inputs, filters, size)]
+
+
+def _batch_norm(filters: int) -> nn.BatchNorm2d:
+    """Make batch norm with Keras' defaults; its momentum 0.99 is the weight of the old average, torch's of the new."""
+    return nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01)
+
+
+def _rates(dropout: float | list[float], count: int) -> list[float]:
+    """Return ``count`` dropout rates."""
+    rates = dropout if isinstance(dropout, list) else [dropout] * count
+    if len(rates) != count:
+        raise ValueError(f"dropout must be one rate or {count}, not {dropout!r}")
+    return rates
 
 
 def _width(features: nn.Sequential, shape: Shape) -> int:
@@ -222,130 +397,13 @@ def _width(features: nn.Sequential, shape: Shape) -> int:
     return width
 
 
-def _timm(
-    name: str,
-    shape: Shape,
-    classes: int,
-    *,
-    pretrained: bool = False,
-    weights: str | None = None,
-    stem: str | None = None,
-    **options: Any,
-) -> nn.Module:
-    """Make timm's model ``name``; options that are not named here go to `timm.create_model`.
-
-    Args:
-        pretrained: start from the weights that timm names for it (its hub, or the hub's cache).
-        weights: start from this file instead: safetensors, or a state dict saved by torch.
-        stem: ``small`` gives a ResNet a 3x3 first convolution of stride 1 and no pooling after it, as is usual
-            for images of 32x32.
-    """
-    import timm
-
-    if pretrained and weights is not None:
-        raise ValueError("give either pretrained or weights")
-    if pretrained and stem is not None:
-        raise ValueError("the pretrained first convolution does not fit another stem: give either pretrained or stem")
-
-    real = torch.get_default_device().type != "meta"  # there is nothing to put weights into on the meta device
-    made_for = timm.get_pretrained_cfg(name)
-    if made_for and made_for.fixed_input_size:
-        options = {"img_size": shape[1:], **options}
-    try:
-        network = timm.create_model(
-            name, pretrained=pretrained and real, num_classes=classes, in_chans=shape[0], **options
-        )
-    except OSError as error:
-        raise WeightsError(
-            f"the pretrained weights of {TIMM}{name} are neither on the hub, as far as it can be reached, nor in its"
-            " cache: `weights: path/to/file.safetensors` takes a local file"
-        ) from error
-    if stem is not None:
-        _set_stem(network, stem)
-    if weights is not None and real:
-        _load_weights(network, Path(weights))
-    return network
-
-
-def _set_stem(network: Any, stem: str) -> None:
-    """Replace a ResNet's 7x7 convolution of stride 2 and the pooling after it."""
-    if stem != "small":
-        raise ValueError(f"stem must be small, not {stem!r}")
-    first = getattr(network, "conv1", None)
-    if not (isinstance(first, nn.Conv2d) and first.kernel_size == (7, 7) and hasattr(network, "maxpool")):
-        raise ValueError("stem: small is for networks that begin with a 7x7 convolution and pooling, such as resnet18")
-    network.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=first.bias is not None)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNets start
-    network.maxpool = nn.Identity()
-
-
-def _load_weights(network: nn.Module, path: Path) -> None:
-    """Load all weights from a file, but a classifier head made for other classes."""
-    own, state = network.state_dict(), _read_weights(path)
-    needed = [key for key in own if not key.endswith("num_batches_tracked")]  # older files do without
-
-    def differs(key: str) -> bool:
-        return key in own and own[key].shape != state[key].shape
-
-    if any(_in_head(network, key) and differs(key) for key in state):
-        state = {key: value for key, value in state.items() if not _in_head(network, key)}
-    faults = {
-        "lack": [key for key in needed if key not in state and not _in_head(network, key)],
-        "have besides": [key for key in state if key not in own],
-        "have in another shape": [key for key in state if differs(key)],
-    }
-    found = [f"{fault} {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}" for fault, keys in faults.items() if keys]
-    if found:
-        raise WeightsError(f"the weights in {path} do not fit the model: they {'; '.join(found)}")
-    network.load_state_dict(state, strict=False)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running code from the file, as unpickling it freely would."""
-    wanted = "give a .safetensors file or a state dict saved by torch"
-    if not path.is_file():
-        raise WeightsError(f"no weights file {path}: {wanted}")
-    try:
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file that holds something else makes a reader raise
-        raise WeightsError(f"cannot read {path} as weights: {wanted}") from error
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no weights: {wanted}")
-    return dict(state)
-
-
-def _in_head(network: Any, key: str) -> bool:
-    """Whether a key of the network's state dict belongs to its classifier, where timm says which that is."""
-    heads = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
-    return key.startswith(tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads)))
-
-
 def _builder(model: ModelSettings) -> Callable[..., nn.Module]:
     """Return the builder that a suite means, if it takes all the options given."""
     check_model_name(model.name)
     if model.name.startswith(TIMM):
-        return functools.partial(_timm, _timm_name(model.name.removeprefix(TIMM)))
-    builder = MODELS.get(model.name)
-    parameters = list(inspect.signature(builder).parameters.values())[2:]
-    known = [parameter.name for parameter in parameters]
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        for option in model.options:
-            if option not in known:
-                raise UserError(f"model {model.name!r} has no option {option!r}{did_you_mean(option, known)}")
-    return builder
-
-
-def _timm_name(name: str) -> str:
-    """Return the name if timm knows it; with 1,300 models one is always near enough to suggest."""
-    import timm  # takes seconds
-
-    if not timm.is_model(name):
-        (nearest,) = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
-        raise UserError(f"unknown model '{TIMM}{name}'; did you mean '{TIMM}{nearest}'?")
-    return name
+        return functools.partial(build_timm, timm_name(model.name.removeprefix(TIMM)))
+    MODELS.check_options(model.name, model.options)
+    return MODELS.get(model.name)
 
 
 def _misfit(model: ModelSettings, shape: Shape, error: Exception) -> UserError:

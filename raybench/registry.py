@@ -13,7 +13,8 @@ adds entries with the decorator, from a module that the suite lists under ``impo
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from raybench.errors import UserError, did_you_mean
@@ -24,9 +25,13 @@ Entry = Callable[..., Any]
 class Registry:
     """Names of one kind of thing, each with the callable that makes it."""
 
-    def __init__(self, kind: str, builtin: dict[str, str]) -> None:
-        """``builtin`` maps a name to ``"module:attribute"``, imported on first use."""
-        self.kind = kind
+    def __init__(self, kind: str, builtin: dict[str, str], given: int = 0) -> None:
+        """
+        Args:
+            builtin: maps a name to ``"module:attribute"``, imported on first use.
+            given: how many of an entry's first parameters raybench itself provides; the others are options.
+        """
+        self.kind, self.given = kind, given
         self._entries: dict[str, Entry | str] = dict(builtin)
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
@@ -58,6 +63,15 @@ class Registry:
             entry = self._entries[name] = getattr(importlib.import_module(module), attribute)
         return entry
 
+    def check_options(self, name: str, options: Iterable[str]) -> None:
+        """Raise `UserError` with a suggestion unless the callable called ``name`` takes all ``options``."""
+        parameters = list(inspect.signature(self.get(name)).parameters.values())[self.given :]
+        known = [parameter.name for parameter in parameters]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            for option in options:
+                if option not in known:
+                    raise UserError(f"{self.kind} {name!r} has no option {option!r}{did_you_mean(option, known)}")
+
 
 def _same_code(taken: Entry | str, entry: Entry) -> bool:
     """Whether a second registration is the same function again (a module imported twice or reloaded)."""
@@ -72,9 +86,15 @@ MODELS = Registry(
         "model1": "raybench.models:model1",
         "model2": "raybench.models:model2",
         "model3": "raybench.models:model3",
+        "vgg_like": "raybench.models:vgg_like",
+        "residual": "raybench.models:residual",
+        "simple_cnn": "raybench.models:simple_cnn",
+        "ladder": "raybench.models:ladder",
+        "cnn5x5": "raybench.models:cnn5x5",
         "small_cnn": "raybench.models:small_cnn",
         "mlp": "raybench.models:mlp",
     },
+    given=2,
 )
 """Builders ``(shape, classes, **options) -> torch.nn.Module``; any timm model is named ``timm:<name>`` instead."""
 
@@ -86,12 +106,27 @@ AUGMENTATIONS = Registry(
         "aug2": "raybench.augment:aug2",
         "shift": "raybench.augment:Shift",
         "zoom": "raybench.augment:Zoom",
+        "zoom_in": "raybench.augment:ZoomIn",
         "rotation": "raybench.augment:Rotation",
         "flip": "raybench.augment:Flip",
+        "crop": "raybench.augment:Crop",
+        "cutout": "raybench.augment:Cutout",
+        "brightness": "raybench.augment:Brightness",
+        "noise": "raybench.augment:Noise",
+        "standardize": "raybench.augment:Standardize",
         "zca": "raybench.augment:ZCA",
     },
 )
-"""Callables ``(**parameters)`` that return one part, or a list of specs of parts (a recipe)."""
+"""Callables ``(**parameters)`` that return one part, or a list of specs of parts (a recipe).
+
+Automatic policies are named ``torchvision:<name>`` and ``timm:<name>`` instead.
+"""
+
+POLICIES = Registry(
+    "library of policies",
+    {"torchvision": "raybench.policies:from_torchvision", "timm": "raybench.policies:from_timm"},
+)
+"""Callables ``(name, **options)`` that return the part ``<library>:<name>``."""
 
 DATASETS = Registry(
     "dataset",
@@ -99,6 +134,7 @@ DATASETS = Registry(
         "digits": "raybench.datasets:Digits",
         "cifar10": "raybench.datasets:CIFAR10",
         "cifar100": "raybench.datasets:CIFAR100",
+        "cinic10": "raybench.datasets:CINIC10",
         "svhn": "raybench.datasets:SVHN",
         "mnist": "raybench.datasets:MNIST",
         "fashion_mnist": "raybench.datasets:FashionMNIST",
@@ -115,3 +151,13 @@ def check_model_name(name: str) -> None:
         return
     if name not in MODELS.names():
         raise UserError(f"unknown model {name!r}{did_you_mean(name, [*MODELS.names(), 'timm:<name>'])}")
+
+
+def check_augmentation_name(name: str) -> None:
+    """Raise `UserError` unless ``name`` is registered or begins with a library of `POLICIES`, which knows its own."""
+    library, _, policy = name.partition(":")
+    if library in POLICIES.names() and policy:
+        return
+    if name not in AUGMENTATIONS.names():
+        known = [*AUGMENTATIONS.names(), *(f"{library}:<name>" for library in POLICIES.names())]
+        raise UserError(f"unknown augmentation {name!r}{did_you_mean(name, known)}")

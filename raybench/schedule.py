@@ -53,6 +53,7 @@ ACTOR_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_ARENA_MAX": "1",  # every trial has a thread of its own; an arena for each would hold half a gigabyte more
     # A trial that is stopped may need a while to leave its step. After Tune's 2 s its actor would be given up, and the
     # next, innocent trial with it.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",

@@ -220,6 +220,16 @@ class TrialSettings(Section):
     train: TrainSettings = TrainSettings()  # type: ignore[call-arg]
     resources: Resources = Resources()  # type: ignore[call-arg]
 
+    @model_validator(mode="after")
+    def _two_images_for_every_worker(self) -> TrialSettings:
+        workers, batch = self.resources.workers, self.train.batch_size
+        if workers > 1 and batch < 2 * workers:
+            raise ValueError(
+                f"batch_size {batch} is for all {workers} workers together: each needs two images or more, so at least"
+                f" {2 * workers}"
+            )
+        return self
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Dotted paths

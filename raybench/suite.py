@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from raybench.errors import SuiteError, UserError, did_you_mean
 from raybench.records import STATISTICS, TrialRow
-from raybench.registry import AUGMENTATIONS, DATASETS, check_model_name
+from raybench.registry import DATASETS, check_augmentation_name, check_model_name
 from raybench.settings import (
     PARTIAL,
     SHORT,
@@ -292,7 +292,7 @@ def _check_names(settings: TrialSettings, complain: Complaints, value: Loc = ())
         if settings.model.name != NO_MODEL:
             check(check_model_name, "model.name", settings.model.name)
         for part in settings.augmentation:
-            check(AUGMENTATIONS.check, "augmentation", part.name)
+            check(check_augmentation_name, "augmentation", part.name)
 
 
 def _apply_sets(document: dict[str, Any], sets: Sequence[str], complain: Complaints) -> Assignments:

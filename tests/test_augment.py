@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy import stats
+from timm.data import create_transform
 from torch.nn import functional
+from torchvision.transforms import AutoAugmentPolicy, v2
+from torchvision.transforms.v2 import functional as transforms
 
 from raybench import augment
 from raybench.augment import Augmentation
 from raybench.errors import UserError
-from raybench.registry import AUGMENTATIONS
+from raybench.registry import AUGMENTATIONS, check_augmentation_name
 from raybench.settings import Named, augmentation_parts
 
 COUNT, HEIGHT, WIDTH = 1500, 6, 8
@@ -42,10 +48,21 @@ def draw(augmentation: Augmentation, images: int, seed: int = 0) -> torch.Tensor
     return augmentation.draw(images, torch.Generator().manual_seed(seed), "cpu")
 
 
-# Every registered augmentation
+# Every registered augmentation, and a policy of each kind
+
+NAMES = [
+    *AUGMENTATIONS.names(),
+    *(
+        "torchvision:TrivialAugmentWide",
+        "torchvision:AugMix",
+        "timm:rand-m9-mstd0.5",
+        "timm:augmix-m5-w4-d2",
+        "timm:3a",
+    ),
+]
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_an_augmentation_keeps_shape_type_and_layout(name):
     augmentation = ready(name)
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -59,7 +76,7 @@ def test_an_augmentation_keeps_shape_type_and_layout(name):
         assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_the_numbers_drawn_decide_the_images(name):
     augmentation, images = ready(name), batch()
     first = augmentation.train(images, draw(augmentation, 7))
@@ -67,7 +84,7 @@ def test_the_numbers_drawn_decide_the_images(name):
     assert torch.equal(first, augmentation.train(images, draw(augmentation, 7, seed=1))) == (augmentation.draws == 0)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_image_has_parameters_of_its_own(name):
     augmentation = ready(name)
     same = batch(1).repeat(20, 1, 1, 1)
@@ -75,7 +92,7 @@ def test_every_image_has_parameters_of_its_own(name):
     assert (len(different) > 1) == (augmentation.draws > 0)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_workers_that_share_a_batch_augment_as_one_would(name):
     augmentation, images = ready(name), batch(8)
     uniform = draw(augmentation, 8)
@@ -84,10 +101,19 @@ def test_workers_that_share_a_batch_augment_as_one_would(name):
         torch.testing.assert_close(augmentation.train(images[rank::2], uniform[rank::2]), whole[rank::2])
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_only_what_is_fitted_changes_images_for_evaluation(name):
     augmentation, images = ready(name), batch()
     assert torch.equal(augmentation.evaluate(images), images) == (augmentation.key is None)
+
+
+@pytest.mark.parametrize("name", sorted({*AUGMENTATIONS.names()} - {"zca", "aug1"}))  # meta has no autocast, for zca
+def test_nothing_waits_for_the_device(name):
+    augmentation = make(name)
+    augmentation.load(augmentation.fit(photographs()), "meta")  # a device that knows shapes and has no values
+    images = batch().to("meta")
+    assert augmentation.train(images, torch.empty(7, augmentation.draws, device="meta")).shape == images.shape
+    assert augmentation.evaluate(images).shape == images.shape
 
 
 def test_drawing_asks_the_given_stream_only():
@@ -191,7 +217,106 @@ def test_a_flip_mirrors_exactly_where_the_number_is_below_the_probability():
     assert torch.equal(flipped, torch.stack(expected))
 
 
-# Whitening
+def test_zooming_in_magnifies_both_directions_by_the_same_factor():
+    columns, rows = torch.arange(9.0) - 4, torch.arange(5.0) - 2
+    images = torch.stack([columns.expand(5, 9), rows[:, None].expand(5, 9)]).expand(3, 2, 5, 9)
+    magnified = make({"zoom_in": 0.6}).train(images, torch.tensor([[0.0], [0.5], [1.0]]))
+    for result, factor in zip(magnified, (1, 1.75, 2.5), strict=True):  # at most 1 / (1 - 0.6)
+        torch.testing.assert_close(result, images[0] / factor)
+
+
+def test_a_crop_is_cut_out_of_a_black_frame():
+    images = torch.rand(81, 3, 7, 10)
+    uniform = torch.cartesian_prod(torch.arange(9), torch.arange(9)) / 9 + 0.01  # every place there is
+    cropped = make("crop").train(images, uniform)
+    for image, (x, y), found in zip(images, (uniform * 9).int().tolist(), cropped, strict=True):
+        framed = transforms.pad(image, [4])
+        assert torch.equal(found, transforms.crop(framed, y, x, 7, 10))
+    ends = torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]])  # the least and the largest number that are drawn
+    assert torch.equal(
+        make("crop").train(images[[40, 40]], ends),
+        torch.stack([transforms.crop(transforms.pad(images[40], [4]), p, p, 7, 10) for p in (0, 8)]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("side", "x", "y", "columns", "rows"),
+    [
+        (0.5, 0.5, 0.5, (3, 6), (2, 5)),  # 3 of 6 pixels, its centre column 4 and row 3
+        (0.5, 0.0, 1 - 2**-24, (0, 2), (4, 6)),  # near an edge only a part
+        (1 / 3, 0.5, 0.5, (3, 5), (2, 4)),
+        (0.0, 0.5, 0.5, (0, 0), (0, 0)),
+    ],
+)
+def test_a_cutout_fills_a_square_about_a_pixel(side, x, y, columns, rows):
+    images = torch.rand(2, 3, 6, 8)
+    expected = images.clone()
+    expected[1, :, slice(*rows), slice(*columns)] = 0.25
+    far = [0.5, 0.5] if side == 0 else [2.0, 2.0]
+    cut = make({"cutout": {"size": side, "fill": 0.25}}).train(images, torch.tensor([far, [x, y]]))
+    assert torch.equal(cut, expected)
+
+
+def test_brightness_is_that_of_torchvision():
+    images, uniform = torch.rand(8, 3, 5, 6), torch.linspace(0, 1, 8)[:, None]
+    expected = [
+        transforms.adjust_brightness(image, 0.6 + 0.8 * float(u)) for image, u in zip(images, uniform, strict=True)
+    ]
+    torch.testing.assert_close(make({"brightness": 0.4}).train(images, uniform), torch.stack(expected))
+
+
+def test_noise_is_normal_and_its_own_for_every_value():
+    augmentation = make({"noise": 0.05})
+    noise = augmentation.train(torch.full((200, 3, 32, 32), 0.5), draw(augmentation, 200)).sub(0.5).div(0.05).double()
+    assert stats.kstest(noise.flatten(), "norm").pvalue > 0.01
+    assert abs(noise.std() - 1) < 0.005
+    values = noise.flatten(1)
+    for one, other in [(values[:, :-1], values[:, 1:]), (values[:-1], values[1:]), (noise[:, 0], noise[:, 1])]:
+        assert abs((one * other).mean()) < 0.005  # neighbouring values, images and channels have nothing in common
+
+
+def test_noise_stays_within_the_values_of_images():
+    augmentation = make({"noise": 1.0})
+    noisy = augmentation.train(batch(), draw(augmentation, 7))
+    assert (noisy.min(), noisy.max()) == (0, 1)
+
+
+# Whitening and standardizing
+
+
+def test_standardized_training_images_have_mean_0_and_deviation_1():
+    augmentation = make("standardize")
+    statistics = augmentation.fit(photographs())
+    for array in statistics.values():
+        array.setflags(write=False)
+    augmentation.load(statistics, "cpu")
+    standard = augmentation.evaluate(batch(COUNT)).double()
+    zeros, ones = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(standard.mean((0, 2, 3)), zeros, atol=1e-6, rtol=0)
+    torch.testing.assert_close(standard.std((0, 2, 3), correction=0), ones, atol=1e-6, rtol=0)
+    assert torch.equal(augmentation.train(batch(), torch.empty(7, 0)), augmentation.evaluate(batch()))
+    assert augmentation.key == "standardize"
+
+
+def test_standardizing_by_given_numbers_fits_nothing():
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    augmentation = make({"standardize": {"mean": mean, "std": std}})
+    assert augmentation.key is None
+    assert augmentation.fit(photographs(2)) == {}
+    augmentation.load({}, "cpu")
+    torch.testing.assert_close(augmentation.evaluate(batch()), transforms.normalize(batch(), mean, std))
+    grey = make({"standardize": {"mean": 0.5, "std": 0.25}})
+    grey.load({}, "cpu")
+    torch.testing.assert_close(grey.evaluate(batch()), batch() * 4 - 2)
+    with pytest.raises(UserError) as error:
+        augmentation.evaluate(torch.rand(2, 1, 4, 4))
+    assert str(error.value) == "standardize has 3 numbers for mean, but images of 1 channels"
+
+
+def test_a_channel_of_one_value_is_only_shifted():
+    augmentation = make("standardize")
+    augmentation.load(augmentation.fit(np.full((3, 4, 4, 1), 51, np.uint8)), "cpu")
+    assert augmentation.evaluate(torch.full((1, 1, 4, 4), 1.2)).unique().tolist() == [1]
 
 
 def test_zca_makes_the_training_images_white():
@@ -243,7 +368,83 @@ def test_a_key_names_what_was_fitted():
     assert make("aug2").fit(photographs(2)) == {}
 
 
+# Automatic policies
+
+
+def timms(policy: str) -> Any:
+    """What timm's training script applies, with its default interpolation, and grey where an image ends."""
+    whole = create_transform(32, is_training=True, auto_augment=policy, interpolation="random", mean=(0.5,) * 3)
+    (step,) = [step for step in whole.transforms if type(step).__module__ == "timm.data.auto_augment"]
+    return step
+
+
+def seeded_by(uniform: list[float], transform: Any, image: np.ndarray) -> np.ndarray:
+    seed = int(uniform[0] * 2**24) * 2**24 + int(uniform[1] * 2**24)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    return np.asarray(transform(Image.fromarray(image)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "transform"),
+    [
+        ("torchvision:TrivialAugmentWide", v2.TrivialAugmentWide()),
+        ("torchvision:AugMix", v2.AugMix()),
+        ({"torchvision:RandAugment": {"num_ops": 1, "magnitude": 20}}, v2.RandAugment(1, 20)),
+        ({"torchvision:AutoAugment": {"policy": "cifar10"}}, v2.AutoAugment(AutoAugmentPolicy.CIFAR10)),
+        ("timm:rand-m9-mstd0.5-inc1", timms("rand-m9-mstd0.5-inc1")),
+        ("timm:augmix-m5-w4-d2", timms("augmix-m5-w4-d2")),
+        ("timm:original-mstd0.5", timms("original-mstd0.5")),
+    ],
+    ids=lambda value: "" if callable(value) else str(value),
+)
+def test_a_policy_is_that_of_its_library_with_a_seed_for_every_image(spec, transform):
+    augmentation = make(spec)
+    pixels = (np.random.default_rng(0).random((12, 32, 40, 3)).cumsum(1) * 8).astype(np.uint8)
+    uniform = draw(augmentation, 12)
+    found = augmentation.train(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, uniform)
+    expected = np.stack([seeded_by(u, transform, image) for u, image in zip(uniform.tolist(), pixels, strict=True)])
+    assert torch.equal(found, torch.from_numpy(expected).permute(0, 3, 1, 2).float().div_(255))
+    assert (expected != pixels).any()
+
+
+@pytest.mark.parametrize("name", ["torchvision:TrivialAugmentWide", "timm:rand-m9-mstd0.5"])
+def test_a_policy_leaves_the_streams_of_everyone_alone(name):
+    def state() -> list[Any]:
+        return [random.random(), np.random.rand(), torch.rand(1)]
+
+    seeded_by([0, 0], np.asarray, np.zeros((1, 1, 3), np.uint8))
+    undisturbed = [state(), state()]
+    seeded_by([0, 0], np.asarray, np.zeros((1, 1, 3), np.uint8))
+    disturbed = [state()]
+    augmentation = make(name)
+    augmentation.train(batch(), draw(augmentation, 7))
+    assert [*disturbed, state()] == undisturbed
+
+
+@pytest.mark.parametrize("name", ["torchvision:TrivialAugmentWide", "timm:rand-m9-mstd0.5"])
+def test_policies_take_grey_images_and_no_others(name):
+    augmentation, images = make(name), torch.rand(7, 1, 8, 8)
+    assert augmentation.train(images, draw(augmentation, 7)).shape == images.shape
+    with pytest.raises(UserError) as error:
+        augmentation.train(torch.rand(7, 4, 8, 8), draw(augmentation, 7))
+    assert str(error.value) == f"augmentation {name!r} is for images of 1 or 3 channels, not 4"
+
+
 # The suite's spelling
+
+
+def test_names_are_checked_without_their_libraries():
+    for name in NAMES:
+        check_augmentation_name(name)
+    for name, message in {
+        "shfit": "unknown augmentation 'shfit'; did you mean 'shift'?",
+        "timm:": "unknown augmentation 'timm:'; did you mean 'timm:<name>'?",
+    }.items():
+        with pytest.raises(UserError) as error:
+            check_augmentation_name(name)
+        assert str(error.value) == message
 
 
 def test_a_recipe_is_its_parts():
@@ -264,7 +465,43 @@ def test_a_recipe_is_its_parts():
         ({"rotation": -5}, "augmentation 'rotation': degrees must be a number from 0 to 180, not -5"),
         ({"flip": True}, "augmentation 'flip': horizontal must be a number from 0 to 1, not True"),
         ({"zca": 0}, "augmentation 'zca': eps must be a number from 1e-12 to 1, not 0"),
-        (["aug1", "zca"], "an augmentation can whiten only once: it has zca twice"),
+        ({"zoom_in": 1}, "augmentation 'zoom_in': range must be a number from 0 to 0.99, not 1"),
+        ({"crop": 1.5}, "augmentation 'crop': padding must be a whole number of pixels, not 1.5"),
+        ({"crop": -1}, "augmentation 'crop': padding must be a number from 0 to 1000, not -1"),
+        ({"cutout": 8}, "augmentation 'cutout': size must be a number from 0 to 1, not 8"),
+        ({"brightness": 2}, "augmentation 'brightness': range must be a number from 0 to 1, not 2"),
+        ({"noise": "much"}, "augmentation 'noise': std must be a number from 0 to 1, not 'much'"),
+        ({"standardize": 0.5}, "augmentation 'standardize': give both mean and std, or neither"),
+        (
+            {"standardize": {"mean": [0.5, "x"], "std": 1}},
+            "augmentation 'standardize': mean must be a number from 0 to 1, not 'x'",
+        ),
+        (["aug1", "zca"], "augmentation 'zca' cannot follow 'zca': one of them is enough"),
+        (["standardize", "crop", "zca"], "augmentation 'zca' cannot follow 'standardize': one of them is enough"),
+        (["zca", "noise"], "augmentation 'noise' cannot follow 'zca': it needs values from 0 to 1"),
+        (
+            ["standardize", "timm:rand-m9"],
+            "augmentation 'timm:rand-m9' cannot follow 'standardize': it needs values from 0 to 1",
+        ),
+        (
+            "torchvision:RandAugmnt",
+            "augmentation 'torchvision:RandAugmnt': torchvision has no such policy; did you mean 'RandAugment'?",
+        ),
+        (
+            {"torchvision:AutoAugment": {"policy": "cifar"}},
+            "augmentation 'torchvision:AutoAugment': 'cifar' is not a valid AutoAugmentPolicy",
+        ),
+        (
+            {"torchvision:RandAugment": {"magnitude": 31}},
+            "augmentation 'torchvision:RandAugment': IndexError:"
+            " index 31 is out of bounds for dimension 0 with size 31",
+        ),
+        (
+            "timm:rand-m9-strong",
+            "augmentation 'timm:rand-m9-strong': 'strong' is not a letter and a number, as in rand-m9-mstd0.5",
+        ),
+        ("timm:randm9", "augmentation 'timm:randm9': AssertionError: Unknown AA policy randm9"),
+        ("timm:rand-q9", "augmentation 'timm:rand-q9': AssertionError: Unknown RandAugment config section"),
     ],
 )
 def test_mistakes_are_named(spec, message):

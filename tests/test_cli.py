@@ -254,7 +254,8 @@ def test_plan_of_a_part(raybench: Raybench, options: list[str], labels: list[tup
 def test_plan_of_a_smoke_run_is_another(raybench: Raybench) -> None:
     plain, smoke = (json.loads(raybench("plan", "quickstart", "--json", *more).out) for more in ([], ["--smoke"]))
     assert not {trial["trial_id"] for trial in plain} & {trial["trial_id"] for trial in smoke}
-    assert raybench("plan", "quickstart", "--smoke").out.startswith("quickstart-smoke: ")
+    shown = raybench("plan", "quickstart", "--smoke").out
+    assert shown.startswith("quickstart-smoke  ") and "at most 1 epoch" in shown
 
 
 def test_plan_leaves_nothing_behind(raybench: Raybench) -> None:
@@ -343,7 +344,7 @@ cli.main()
     ("kind", "names"),
     [
         ("models", [*MODELS.names(), "timm:<name>"]),
-        ("augmentations", AUGMENTATIONS.names()),
+        ("augmentations", [*AUGMENTATIONS.names(), "torchvision:<name>", "timm:<policy>"]),
         ("datasets", DATASETS.names()),
         ("suites", list(suites.shipped_suites())),
     ],

@@ -143,7 +143,7 @@ def test_a_prepared_trial_runs(
             "{none: none, bad: [flip, {zoom: {rnge: 0.1}}]}",
             "augmentation 'zoom' has no option 'rnge'; did you mean 'range'?",
         ),
-        ("[mlp]", "{bad: [zca, zca]}", "an augmentation can whiten only once: it has zca twice"),
+        ("[mlp]", "{bad: [zca, zca]}", "augmentation 'zca' cannot follow 'zca': one of them is enough"),
     ],
 )
 def test_wrong_options_are_found_before_training(

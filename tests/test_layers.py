@@ -34,12 +34,12 @@ LAYERS = {
         libraries=frozenset({"pydantic", "ruamel"}),
     ),
     "training": Layer(
-        ("data", "datasets", "augment", "models", "train", "trial", "job"),
+        ("data", "datasets", "augment", "policies", "models", "backbones", "train", "trial", "job"),
         ("light",),
         frozenset({"numpy", "PIL", "filelock", "pyarrow", "sklearn", "torch", "torchvision", "timm", "safetensors"}),
     ),
     "results": Layer(
-        ("store", "summarize", "stats"),
+        ("store", "summarize", "stats", "check"),
         ("light",),
         frozenset({"numpy", "pandas", "pyarrow", "scipy", "filelock", "rich"}),
     ),
