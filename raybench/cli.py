@@ -241,7 +241,8 @@ def run(
         console.print(f"interrupted, {left} trials to go: the same command goes on from here", style="yellow")
         return EXIT_INTERRUPTED
     if failed:
-        console.print(f"{failed} trials failed: the same command tries them again", style="red")
+        count = "1 trial" if failed == 1 else f"{failed} trials"
+        console.print(f"{count} failed: the same command starts over with what failed", style="red")
         return EXIT_FAILED
     return 0
 

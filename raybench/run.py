@@ -41,7 +41,8 @@ def run_missing(suite: Suite, trials: Sequence[Trial], store: Store, options: Op
         console.print(line, style="yellow", soft_wrap=True)
     todo = [trial for trial in trials if trial.id not in done]
     console.print(f"[bold]{suite.name}[/bold]  {suite.about}", soft_wrap=True)
-    console.print(f"{len(trials)} trials ({sizes(suite)}): {len(trials) - len(todo)} finished, {len(todo)} to run")
+    count = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
+    console.print(f"{count} ({sizes(suite)}): {len(trials) - len(todo)} finished, {len(todo)} to run")
     if not todo:
         return True
     with console.status("preparing") as status:

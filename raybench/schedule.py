@@ -34,6 +34,9 @@ os.environ.update(
     TUNE_PRINT_ALL_TRIAL_ERRORS="0",  # they become rows
 )
 
+if (Path.home() / ".ray" / "auth_token").exists():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so for `local` and `auto` alone; host:port would hang
+
 import ray
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
@@ -106,8 +109,6 @@ def connect(address: str, *, verbose: bool = False) -> Iterator[Cluster]:
         raise UserError(f"--address {address}: Ray Client is not supported: use `auto` on the head, or host:6379")
     if address not in ("local", "auto"):
         _knock(address)
-    if address != "local" and "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
-        os.environ["RAY_AUTH_MODE"] = "token"  # Ray does so for `auto` only; host:port would hang
     with contextlib.ExitStack() as stack:
         elsewhere = sys.stderr if verbose else stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(contextlib.redirect_stdout(elsewhere))
@@ -180,6 +181,7 @@ def run(
             share = Share(
                 job=replace(
                     job,
+                    provenance={**job.provenance, "ray_version": ray.__version__},
                     trials={},
                     sources=Fetched({key: ray.put(source) for key, source in job.sources.items()}),
                     statistics=Fetched({key: ray.put(fitted) for key, fitted in job.statistics.items()}),

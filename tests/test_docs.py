@@ -38,6 +38,8 @@ INSTALL = [
     "&& .venv/bin/raybench run suites/quickstart.yaml",
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]' && .venv/bin/pytest",
 ]
+BAD = "bad.yaml"
+"""A suite that is wrong on purpose."""
 FORBIDDEN = r"/work\b|/tmp/venv|/tmp/helper|/root/|/home/\w|pypi-more|TODO|FIXME"
 
 
@@ -95,7 +97,6 @@ COLUMNS = {
     "workers": "Processes that trained the trial.",
     "device": "Name of the GPU or CPU.",
     "host": "Host name.",
-    "raybench_version": "",
     "git_dirty": "Whether tracked files there differed from that commit.",
     "epochs.train_loss": "Mean loss over the images as they were trained on.",
     "epochs.train_accuracy": "Measured as `train_loss` is.",
@@ -129,7 +130,7 @@ def _keys(section: dict[str, Any], defs: dict[str, Any], prefix: str) -> Iterato
         default = "required" if name in section.get("required", ()) else _default(said.get("default"))
         meaning = KEYS[key] if key in KEYS else said.get("description", "")
         assert meaning or key in KEYS, f"{key} has no description: give its field one"
-        yield key, kinds, default, " ".join(meaning.split()).replace("``", "`")
+        yield key, kinds, default, _markdown(meaning)
         for below in sections:
             yield from _keys(below, defs, f"{key}.")
         for below in items:
@@ -161,12 +162,14 @@ def _kinds(option: dict[str, Any]) -> Iterator[str]:
 
 def _default(value: Any) -> str:
     """Return a default as a suite would have it; a section's is that of its keys."""
-    if isinstance(value, dict):
-        own = {key: part for key, part in value.items() if part is not None}
-        return "`{" + ", ".join(f"{key}: {part}" for key, part in own.items()) + "}`" if len(own) == 1 else "as below"
+    if isinstance(value, dict) and value:
+        own = [f"{key}: {part}" for key, part in value.items() if part is not None]
+        return f"`{{{own[0]}}}`" if len(own) == 1 else "as below"
     if isinstance(value, list) and value:
         return f"`{value[0]['name']}`"
-    return '`""`' if value == "" else f"`{json.dumps(value)}`"
+    if isinstance(value, str) and value:
+        return f"`{value}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{json.dumps(value)}`"
 
 
 def columns_table(row: type, prefix: str = "") -> str:
@@ -182,8 +185,7 @@ def columns_table(row: type, prefix: str = "") -> str:
         assert meaning, f"{row.__name__}.{field.name} has no description: write one under the field"
         kind = "any" if field.name == "axes" else _kind(str(field.type))
         repeats = "no" if field.metadata.get("measured") else "yes"
-        meaning = " ".join(meaning.split()).replace("``", "`")
-        lines.append(f"| `{field.name}` | {kind} | {repeats} | {meaning} |")
+        lines.append(f"| `{field.name}` | {kind} | {repeats} | {_markdown(meaning)} |")
     return "\n".join(lines)
 
 
@@ -192,8 +194,13 @@ def predictions_table() -> str:
     lines = ["| column | meaning |", "|---|---|"]
     for name in ("trial_id", *(field.name for field in fields(Predictions))):
         meaning = COLUMNS.get(f"predictions.{name}") or texts[name]
-        lines.append(f"| `{name}` | {' '.join(meaning.split())} |")
+        lines.append(f"| `{name}` | {_markdown(meaning)} |")
     return "\n".join(lines)
+
+
+def _markdown(text: str) -> str:
+    """Return a text from the source as one line of Markdown."""
+    return re.sub(r"(?<!`)--[a-z-]+", r"`\g<0>`", " ".join(text.split()).replace("``", "`"))
 
 
 def _field_texts(row: type) -> dict[str, str]:
@@ -228,10 +235,10 @@ GENERATED = {
 def with_tables(page: str, text: str) -> str:
     """Return the page with its generated tables made anew."""
     for name, table in GENERATED[page].items():
-        begin, end = f"<!-- generated: {name} -->\n", "\n<!-- end -->"
+        begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
         assert begin in text, f"{page} has no place for the table {name!r}: {begin}{end}"
         before, _, rest = text.partition(begin)
-        text = f"{before}{begin}{table()}{end}{rest.partition(end)[2]}"
+        text = f"{before}{begin}{table()}\n{end}{rest.partition(end)[2]}"
     return text
 
 
@@ -296,13 +303,14 @@ def commands() -> Iterator[tuple[Block, list[str]]]:
         for block in blocks(page, "sh", "console"):
             text = block.text.replace("\\\n", " ")
             if block.language == "console":
-                text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
+                shown = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+                text = "\n".join(line.partition(" | ")[0] for line in shown)
             for line in text.splitlines():
                 yield from ((block, command) for command in _of_raybench(line))
 
 
 def _of_raybench(line: str) -> Iterator[list[str]]:
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+    lexer = shlex.shlex(re.sub(r"\d?>+\s*\S+", "", line), posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     command: list[str] | None = None
     for word in [*lexer, ";"]:
@@ -342,7 +350,7 @@ def test_commands_parse() -> None:
     from raybench.cli import app
 
     seen = 0
-    for block, (*words,) in commands():
+    for block, words in commands():
         if words and not words[0].startswith("-"):
             name, *rest = words
             assert name in app.commands, f"{block}: raybench has no command {name!r}"
@@ -354,10 +362,11 @@ def test_commands_parse() -> None:
     assert seen > 20
 
 
-def test_suites_on_the_pages_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suites_on_the_pages_load(tmp_path: Path) -> None:
     """A block with a name and a dataset is a suite, and any other a part of one."""
     suites = [block for page in NAMES for block in blocks(page, "yaml") if page != "docs/extending.md"]
-    assert len(suites) > 10
+    suites = [block for block in suites if block.file != BAD]
+    assert len(suites) > 5
     for block in suites:
         document, _ = parse_yaml(block.text, str(block))
         if {"name", "dataset"} <= document.keys():
@@ -372,6 +381,30 @@ def test_suites_on_the_pages_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert expand(suite)
 
 
+def test_plans_are_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command of docs/suites.md, where nothing is trained, but those that go on in a pipe."""
+    from raybench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    (tmp_path / "suites").symlink_to(ROOT / "suites")
+    for block in blocks("docs/suites.md", "yaml"):
+        if name := block.file or "".join(f"{found}.yaml" for found in re.findall(r"^name: (\w+)$", block.text, re.M)):
+            (tmp_path / name).write_text(block.text, encoding="utf-8")
+    seen = 0
+    for block in blocks("docs/suites.md", "console"):
+        for command, printed in re.findall(r"^\$ raybench ([^|\n]*)\n(.*?)(?=^\$|\Z)", block.text, re.M | re.S):
+            monkeypatch.setattr(sys, "argv", ["raybench", *shlex.split(command)])
+            with pytest.raises(SystemExit):
+                main()
+            said = "".join(capsys.readouterr())
+            assert [line.rstrip() for line in said.splitlines()] == printed.splitlines(), f"{block}: {command}"
+            seen += 1
+    assert seen >= 5
+
+
 def test_the_install_commands_are_the_ones_that_ci_runs() -> None:
     shell = [block.text.strip() for block in blocks("README.md", "sh")]
     assert shell[:2] == INSTALL
@@ -383,29 +416,39 @@ def test_the_install_commands_are_the_ones_that_ci_runs() -> None:
 # The worked example of docs/extending.md
 
 
-def test_the_worked_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worked_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from raybench.job import check_options, prepare
 
-    for block in blocks("docs/extending.md", "python", "yaml"):
-        if block.file:
-            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    files = {block.file: block.text for block in blocks("docs/extending.md", "python", "yaml") if block.file}
+    assert files.keys() == {"mine.py", "mine.yaml", "make_stripes.py", "debug.py"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for known in (registry.MODELS, registry.AUGMENTATIONS, registry.DATASETS):
-        monkeypatch.setattr(known, "_entries", dict(known._entries))
-    exec(compile((tmp_path / "make_stripes.py").read_text(encoding="utf-8"), "make_stripes.py", "exec"), {})
+    monkeypatch.setitem(sys.modules, "mine", None)  # so that what is imported below is taken out again
+    del sys.modules["mine"]
+    for names in (registry.MODELS, registry.AUGMENTATIONS, registry.DATASETS):
+        monkeypatch.setattr(names, "_entries", dict(names._entries))
 
+    exec(files["make_stripes.py"], {})
     suite = load(Path("mine.yaml"))
-    monkeypatch.delitem(sys.modules, "mine")
     trials = expand(suite)
+    assert len(trials) == 8
     check_options(suite, trials)
     chosen = [trial for trial in trials if trial.seed == 0]
-    assert {trial.labels["model"] for trial in chosen} == {"tiny", "wide"}
     job = prepare(suite, chosen, Path("."))
     for trial in chosen:
         row = job.run(trial).row
         assert (row.status, row.error) == ("completed", None)
-        assert row.test_accuracy is not None and row.test_accuracy > 0.9
+        assert row.test_accuracy == 1.0
+
+    exec(files["debug.py"], {})
+    (printed,) = (
+        block.text.partition("\n")[2] for block in blocks("docs/extending.md", "console") if "debug.py" in block.text
+    )
+    assert capsys.readouterr().out == printed
 
 
 if __name__ == "__main__":

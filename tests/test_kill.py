@@ -24,7 +24,7 @@ compare: {model: [mlp, small_cnn]}
 repeat: {seed: 20}
 train: {epochs: 3}
 """
-KILLS = 4
+KILLS = 3
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
