@@ -242,7 +242,7 @@ def run(
         return EXIT_INTERRUPTED
     if failed:
         count = "1 trial" if failed == 1 else f"{failed} trials"
-        console.print(f"{count} failed: the same command starts over with what failed", style="red")
+        console.print(f"{count} failed: the same command tries again", style="red")
         return EXIT_FAILED
     return 0
 

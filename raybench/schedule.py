@@ -222,7 +222,7 @@ def _run_kind(
     open_trials = {trial.id: trial for trial in trials}
     attempts: Counter[str] = Counter()
     for number in range(len(trials) * ATTEMPTS):
-        watcher = _Watcher(open_trials, listener)
+        watcher = _Watcher(open_trials, listener, interrupted)
         reason = "the sweep ended before the trial did"
         try:
             tune.Tuner(
@@ -260,9 +260,9 @@ def _run_kind(
 class _Watcher(tune.Callback):  # type: ignore[misc]
     """Tells the listener what Tune's controller sees, in the driver."""
 
-    def __init__(self, open_trials: dict[str, Trial], listener: Listener) -> None:
+    def __init__(self, open_trials: dict[str, Trial], listener: Listener, interrupted: threading.Event) -> None:
         """A trial that has ended is taken out of ``open_trials``."""
-        self.open, self.listener = open_trials, listener
+        self.open, self.listener, self.interrupted = open_trials, listener, interrupted
         self.running: set[str] = set()
         self.failure: Exception | None = None
 
@@ -285,9 +285,11 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         known = self.open.get(trial.config["id"])
-        if known is not None:
+        if known is not None and not self.interrupted.is_set():
             # Where Tune writes it; its get_pickled_error() looks in the storage folder, where it arrives later.
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+            if "The actor never ran" in str(error):
+                return  # no fault of the trial: the next round starts it again
             died = isinstance(error, ray.exceptions.RayActorError)
             self.give_up(known, f"{type(error).__name__}: {error}", "crashed" if died else "error")
 
