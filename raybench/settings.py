@@ -19,6 +19,8 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -149,21 +151,144 @@ class Optimizer(Section, ByName):
         return self
 
 
+class Schedule(Section, ByName):
+    """How the learning rate falls from epoch to epoch; ``schedule: plateau`` is short for a mapping."""
+
+    name: Literal["step", "plateau"] = Field(
+        description="`step`: times `factor` after every `every` epochs. `plateau`: times `factor` after `patience`"
+        " epochs in a row without an improvement, as Keras' ReduceLROnPlateau."
+    )
+    factor: float = Field(0.1, gt=0, lt=1, description="What the learning rate is multiplied by.")
+    every: int = Field(16, ge=1, description="For step: epochs.")
+    metric: Metric = Field("val_loss", description="For plateau: what must improve.")
+    patience: int = Field(5, ge=1, description="For plateau: epochs without an improvement before a fall.")
+    min_delta: float = Field(1e-4, ge=0, description="For plateau: a smaller change is no improvement.")
+    min_lr: float = Field(0.0, ge=0, description="For plateau: the learning rate falls no further.")
+
+    @model_validator(mode="after")
+    def _fits(self, info: ValidationInfo) -> Schedule:
+        of = {"step": ("every",), "plateau": ("metric", "patience", "min_delta", "min_lr")}
+        other = "plateau" if self.name == "step" else "step"
+        for key in of[other] if info.context != PARTIAL else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{self.name} has no {key}: it belongs to {other}")
+        return self
+
+
+class _ElasticNet(Section):
+    alpha: float = Field(0.5, ge=0, le=1, description="Share of the absolute values; the rest is of the squares.")
+    layers: Literal["output", "all"] = Field(
+        "output", description="The last layer alone, or every convolution and dense layer."
+    )
+
+
+_LAMBDA: dict[str, Any] = {"lambda": (float, Field(0.01, ge=0, description="What the sum is multiplied by."))}
+ElasticNet = create_model(  # lambda is a word of Python's own
+    "ElasticNet",
+    __base__=_ElasticNet,
+    __doc__="Formula 1 of report 002: lambda * (alpha * sum of abs(w) + (1 - alpha) * sum of w^2) over the kernels.",
+    **_LAMBDA,
+)
+
+
+class LastLayers(Section):
+    """``{last: 3}``"""
+
+    last: int = Field(ge=1, description="The head and this many layers with weights before it.")
+
+
+def _trainable(value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validated(value)
+    except ValidationError:
+        raise ValueError(f"{value!r} is not right: must be all, head or {{last: n}} with n from 1") from None
+
+
+Trainable = Annotated[Literal["all", "head"] | LastLayers, WrapValidator(_trainable)]
+
+
+class Phase(Section):
+    """A part of training with an optimizer of its own; what it leaves out is as in ``train``."""
+
+    epochs: int = Field(ge=1)
+    lr: float | None = Field(None, gt=0)
+    trainable: Trainable | None = None
+    optimizer: Optimizer | None = None
+
+
 class TrainSettings(Section):
     """How the network is trained, and which epoch's weights are judged on the test images."""
 
-    epochs: int = Field(20, ge=1, description="At most this many passes over the training images.")
+    epochs: int = Field(
+        20, ge=1, description="At most this many passes over the training images. With `phases`, their sum."
+    )
     batch_size: int = Field(32, ge=1, description="Images per step, over all workers of the trial together.")
     lr: float = Field(1e-3, gt=0, description="Learning rate at the first step.")
     optimizer: Optimizer = Optimizer()  # type: ignore[call-arg]
     loss: Literal["cross_entropy", "bce"] = Field(
         "cross_entropy", description="`bce`: binary cross-entropy of each class's sigmoid against the one-hot label."
     )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Keras' `label_smoothing`: one-hot labels become (1 - s) * label + s / classes, with bce + s / 2."
+        " Validation and test losses are smoothed alike.",
+    )
+    l2: float = Field(
+        0.0,
+        ge=0,
+        description="Adds l2 * sum of w^2 over the kernels of all convolutions and dense layers that are trained to"
+        " the loss (Keras' `kernel_regularizer`). Reported losses are without it.",
+    )
+    elastic_net: ElasticNet | None = Field(  # type: ignore[valid-type]
+        None,
+        description="Adds lambda * (alpha * sum of abs(w) + (1 - alpha) * sum of w^2) over kernels to the loss"
+        " (formula 1 of report 002). Reported losses are without it. A mapping.",
+    )
+    schedule: Schedule | None = Field(
+        None, description="How the learning rate falls from epoch to epoch; times `optimizer.decay`."
+    )
+    trainable: Trainable = Field(
+        "all",
+        description="The part of the network that is trained: `all`, `head` (of a network without one, the last"
+        " layer), or `{last: N}`. The rest keeps every bit, batch norm's averages too.",
+    )
+    phases: list[Phase] = Field(
+        [],
+        description="Train in phases, each `{epochs, lr, trainable, optimizer}`; all but `epochs` may be left out and"
+        " are then as in `train`. Each begins with the last weights of the one before, and with a new optimizer,"
+        " schedule and early stopping; the best epoch is that of all phases.",
+    )
+    augmented_copies: int = Field(
+        0,
+        ge=0,
+        description="An epoch has every image as it is and this many augmented copies of it; with 0 it has every image"
+        " once, augmented.",
+    )
     early_stopping: EarlyStopping | None = None
     best: Metric = Field("val_accuracy", description="The metric whose best epoch gives the reported test result.")
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast in the forward pass.")
     test_every_epoch: bool = Field(False, description="Also test after every epoch (for curves and the rule `peek`).")
-    smoke: bool = Field(False, description="One epoch of two batches, to see that everything runs (`--smoke`).")
+    smoke: bool = Field(
+        False, description="One epoch of two batches (in each phase), to see that everything runs (`--smoke`)."
+    )
+
+    @model_validator(mode="after")
+    def _sum_of_phases(self, info: ValidationInfo) -> TrainSettings:
+        if self.phases and info.context != PARTIAL:
+            total = sum(phase.epochs for phase in self.phases)
+            if self.epochs not in (total, type(self).model_fields["epochs"].default):
+                raise ValueError(
+                    f"epochs is {self.epochs}, but the phases have {total} together: leave it out, or say {total}"
+                )
+            object.__setattr__(self, "epochs", total)  # read-only from here on
+        return self
+
+    def in_phases(self) -> list[TrainSettings]:
+        """Return the settings of each phase, as of a training of its own; without phases, these."""
+        own = [{name: value for name, value in phase if value is not None} for phase in self.phases]
+        return [self.model_copy(update={**keys, "phases": []}) for keys in own] or [self]
 
 
 class Resources(Section):

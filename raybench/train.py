@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from raybench import augment, models
+from raybench import augment, backbones, models
 from raybench.data import Part, TrialData
+from raybench.losses import Penalty, loss_sum
 from raybench.plan import stream
+from raybench.rates import Patience, Rate, is_better
 from raybench.records import EpochRow
-from raybench.settings import EarlyStopping, TrainSettings, TrialSettings
+from raybench.settings import LastLayers, TrainSettings, TrialSettings
 
 EVALUATION_BATCH = 500
 Report = Callable[[EpochRow], None]
@@ -96,10 +97,6 @@ class Training:
         model = models.build(settings.model, data.shape, self.classes)
         self.weights_fingerprint = models.weights_fingerprint(settings.model, model)
         self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.step_model: nn.Module = self.model
-        if world.size > 1:
-            self.step_model = nn.parallel.DistributedDataParallel(self.model)
-        self.optimizer = make_optimizer(self.train, self.model)
         self.steps = 0
         # Dropout draws from torch's own stream; every process of a group needs another one.
         torch.manual_seed(stream(seed, f"dropout/{world.rank}"))
@@ -108,10 +105,35 @@ class Training:
         """Train to the end, telling ``report`` of each epoch, and test the weights of the best one."""
         epochs: list[EpochRow] = []
         best = _Best(self.train.best)
-        patience = _Patience(self.train.early_stopping) if self.train.early_stopping else None
-        planned = 1 if self.train.smoke else self.train.epochs
+        phases = self.train.in_phases()
+        train_seconds = sum(self._train_phase(phase, epochs, best, report) for phase in phases)
+
+        if epochs[-1].test_accuracy is None and best.epoch < len(epochs):  # the last epoch is a selection rule too
+            epochs[-1] = self._tested(epochs[-1], self._logits("test"))
+        if best.logits is None:
+            self.model.load_state_dict(best.weights)
+            best.logits = self._logits("test")
+        epochs[best.epoch - 1] = self._tested(epochs[best.epoch - 1], best.logits)
+        return History(
+            epochs=tuple(epochs),
+            best=epochs[best.epoch - 1],
+            stopped_early=len(epochs) < sum(_planned(phase) for phase in phases),
+            logits=best.logits,
+            labels=self.feeds["test"].labels,
+            images={name: len(feed) for name, feed in self.feeds.items()},
+            parameters=models.parameter_count(self.model),
+            weights_fingerprint=self.weights_fingerprint,
+            train_seconds=train_seconds,
+            images_per_second=len(epochs) * self._images_per_epoch() / train_seconds,
+        )
+
+    def _train_phase(self, phase: TrainSettings, epochs: list[EpochRow], best: _Best, report: Report) -> float:
+        """Train one phase from the weights that are there, adding its ``epochs``; return the seconds of its steps."""
+        self._begin(phase)
+        patience = Patience(phase.early_stopping) if phase.early_stopping else None
+        end = len(epochs) + _planned(phase)
         train_seconds, exhausted = 0.0, False
-        while len(epochs) < planned and not exhausted:
+        while len(epochs) < end and not exhausted:
             begun = time.perf_counter()
             train_loss, train_accuracy = self._train_epoch(len(epochs) + 1)
             train_seconds += time.perf_counter() - begun
@@ -135,52 +157,58 @@ class Training:
                 seconds=time.perf_counter() - begun,
             )
             epochs.append(row)
+            self.rate.end_epoch(row)
             best.see(row, self.model, logits if self.validates_on_test else None)
             exhausted = patience is not None and patience.is_exhausted_by(row)
             report(row)
+        return train_seconds
 
-        if epochs[-1].test_accuracy is None and best.epoch < len(epochs):  # the last epoch is a selection rule too
-            epochs[-1] = self._tested(epochs[-1], self._logits("test"))
-        if best.logits is None:
-            self.model.load_state_dict(best.weights)
-            best.logits = self._logits("test")
-        epochs[best.epoch - 1] = self._tested(epochs[best.epoch - 1], best.logits)
-        return History(
-            epochs=tuple(epochs),
-            best=epochs[best.epoch - 1],
-            stopped_early=exhausted and len(epochs) < planned,
-            logits=best.logits,
-            labels=self.feeds["test"].labels,
-            images={name: len(feed) for name, feed in self.feeds.items()},
-            parameters=models.parameter_count(self.model),
-            weights_fingerprint=self.weights_fingerprint,
-            train_seconds=train_seconds,
-            images_per_second=len(epochs) * len(self.feeds["train"]) / train_seconds,
-        )
+    def _begin(self, phase: TrainSettings) -> None:
+        """Choose what is trained, and make the optimizer and all that counts from the first step of a phase."""
+        if self.train.phases or phase.trainable != "all":  # else a model's own choice stays
+            which = phase.trainable
+            backbones.set_trainable(self.model, which.model_dump() if isinstance(which, LastLayers) else which)
+        self.step_model: nn.Module = self.model
+        if self.world.size > 1:
+            self.step_model = nn.parallel.DistributedDataParallel(self.model)
+        self.optimizer = make_optimizer(phase, self.model)
+        self.rate = Rate(phase)
+        self.penalty = Penalty(phase, self.model)
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
-        """Train on every training image once; return mean loss and accuracy of the images as they were trained on."""
-        self.step_model.train()
+        """Train on every training image once; return mean loss and accuracy of the images as they were trained on.
+
+        With ``augmented_copies``, position p stands for image p modulo the number of images; those from there on are
+        the copies.
+        """
+        backbones.train_mode(self.step_model)
         feed, batch, mine = self.feeds["train"], self.train.batch_size, self.world.mine
-        order = np.random.default_rng(stream(self.seed, f"order/{epoch}")).permutation(len(feed))
+        order = np.random.default_rng(stream(self.seed, f"order/{epoch}")).permutation(self._images_per_epoch())
         positions = torch.from_numpy(order).to(self.device)
         generator = torch.Generator(self.device).manual_seed(stream(self.seed, f"augment/{epoch}"))
         totals = torch.zeros(2, device=self.device)
         count = 0
-        for start in range(0, len(feed), batch):
+        for start in range(0, len(positions), batch):
             chosen = positions[start : start + batch]
             if start and len(chosen) < min(batch, 2 * self.world.size):
                 break  # a remainder in which batch norm would not find two images in every process
-            images, labels = feed.batch(chosen[mine])
+            images, labels = feed.batch(chosen[mine] % len(feed))
             uniform = self.augmentation.draw(len(chosen), generator, self.device)
-            images = self.augmentation.train(images, uniform[mine])
+            if self.train.augmented_copies:
+                images = self._with_originals(images, uniform[mine], chosen[mine] < len(feed))
+            else:
+                images = self.augmentation.train(images, uniform[mine])
             with self._autocast():
                 logits = self.step_model(images)
-            loss = loss_sum(self.train.loss, logits.float(), labels)
-            self._decay_lr()
+            loss = loss_sum(self.train.loss, logits.float(), labels, self.train.label_smoothing)
+            rate = self.rate.next_step()
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
             # DistributedDataParallel averages over processes: scaled so, the step is that of the whole batch's mean.
-            (loss * (self.world.size / len(chosen))).backward()  # type: ignore[no-untyped-call]
+            mean = loss * (self.world.size / len(chosen))
+            # The penalty is the same in all of them.
+            (mean + self.penalty() if self.penalty else mean).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.steps += 1
             totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).sum()])
@@ -195,11 +223,15 @@ class Training:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16")
 
-    def _decay_lr(self) -> None:
-        """Keras' inverse-time decay: step t, counted from 0, uses lr / (1 + decay * t)."""
-        if self.train.optimizer.decay:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.train.lr / (1 + self.train.optimizer.decay * self.steps)
+    def _images_per_epoch(self) -> int:
+        return (1 + self.train.augmented_copies) * len(self.feeds["train"])
+
+    def _with_originals(self, images: Tensor, uniform: Tensor, original: Tensor) -> Tensor:
+        """Return the images augmented, but for those at the places that ``original`` marks."""
+        unchanged = self.augmentation.evaluate(images[original])
+        images = self.augmentation.train(images, uniform)
+        images[original] = unchanged
+        return images
 
     @torch.inference_mode()
     def _logits(self, name: str) -> Tensor:
@@ -224,7 +256,7 @@ class Training:
         """Return mean loss and accuracy of ``logits`` for one split."""
         labels = self.feeds[name].labels
         with torch.inference_mode():
-            loss = loss_sum(self.train.loss, logits, labels).double() / len(labels)
+            loss = loss_sum(self.train.loss, logits, labels, self.train.label_smoothing).double() / len(labels)
             accuracy = (logits.argmax(1) == labels).double().mean()
         return float(loss), float(accuracy)
 
@@ -249,37 +281,9 @@ class _Best:
                 self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-class _Patience:
-    """Keras' EarlyStopping: exhausted after ``patience`` epochs in a row without an improvement over ``min_delta``."""
-
-    def __init__(self, settings: EarlyStopping) -> None:
-        self.settings, self.best, self.waited = settings, math.nan, 0
-
-    def is_exhausted_by(self, row: EpochRow) -> bool:
-        value = getattr(row, self.settings.metric)
-        if is_better(self.settings.metric, value, self.best, self.settings.min_delta):
-            self.best, self.waited = value, 0
-        else:
-            self.waited += 1
-        return self.waited >= self.settings.patience
-
-
-def is_better(metric: str, value: float, than: float, by: float = 0.0) -> bool:
-    """Whether ``value`` improves on ``than`` by more than ``by``, as Keras computes it; any number improves on NaN."""
-    if math.isnan(than):
-        return not math.isnan(value)
-    return value + by < than if metric.endswith("loss") else value - by > than
-
-
-def loss_sum(loss: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss summed over images, from logits [n, classes] and labels [n].
-
-    ``bce`` is the mean over classes of the binary cross-entropy between each class's sigmoid and the one-hot label.
-    """
-    if loss == "bce":
-        target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / logits.shape[1]
-    return F.cross_entropy(logits, labels, reduction="sum")
+def _planned(phase: TrainSettings) -> int:
+    """Return the number of epochs of a phase that is not stopped early."""
+    return 1 if phase.smoke else phase.epochs
 
 
 def make_optimizer(train: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:

@@ -34,7 +34,7 @@ LAYERS = {
         libraries=frozenset({"pydantic", "ruamel"}),
     ),
     "training": Layer(
-        ("data", "datasets", "augment", "policies", "models", "backbones", "train", "trial", "job"),
+        ("data", "datasets", "augment", "policies", "models", "backbones", "losses", "rates", "train", "trial", "job"),
         ("light",),
         frozenset({"numpy", "PIL", "filelock", "pyarrow", "sklearn", "torch", "torchvision", "timm", "safetensors"}),
     ),

@@ -345,6 +345,48 @@ def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypat
     assert row.error == ("lost 3 times: RuntimeError: 1 worker(s) were killed due to the node running low on memory")
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_actor_that_never_ran_is_no_failure_of_its_trial(tmp_path, monkeypatch, interrupted) -> None:
+    """Tune cancels waiting actors when it uses others again, and when it stops."""
+    import cloudpickle
+    import ray
+
+    from raybench import schedule
+
+    _, trials, _ = job_of(tmp_path, SAME)
+    error = ray.exceptions.ActorDiedError()
+    error.error_msg = "The actor never ran - it was cancelled before it started running."
+    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(error))
+    event = threading.Event()
+    rounds = []
+
+    class Fit:
+        def __init__(self, *_: object, tune_config, run_config) -> None:
+            self.ids, (self.watcher, *_) = list(tune_config.search_alg.ids), run_config.callbacks
+
+        def fit(self) -> None:
+            rounds.append(self.ids)
+            for trial_id in self.ids:
+                trial = type("T", (), {"config": {"id": trial_id}, "pickled_error_file": str(tmp_path / "error.pkl")})
+                self.watcher.on_trial_start(0, [], trial)
+                if trial_id == trials[1].id and len(rounds) == 1:
+                    event.set() if interrupted else event.clear()
+                    self.watcher.on_trial_error(0, [], trial)
+                else:
+                    outcome = pickle.dumps(Outcome(row=schedule.planned_row(self.watcher.open[trial_id])))
+                    self.watcher.on_trial_result(0, [], trial, {"outcome": outcome})
+
+    monkeypatch.setattr(schedule.tune, "Tuner", Fit)
+    heard = Heard()
+    if interrupted:
+        with pytest.raises(schedule.Interrupted):
+            schedule._run_kind(None, trials, heard, 2, str(tmp_path), event, False)
+        assert trials[1].id not in heard.outcomes and len(rounds) == 1
+    else:
+        schedule._run_kind(None, trials, heard, 2, str(tmp_path), event, False)
+        assert rounds[1:] == [[trials[1].id]] and set(heard.outcomes) == {trial.id for trial in trials}
+
+
 def test_an_address_without_a_cluster_is_one_line(tmp_path) -> None:
     """In a process of its own: this one has a cluster."""
     for address, said in {

@@ -104,6 +104,13 @@ def test_the_defaults() -> None:
             "lr": 0.001,
             "optimizer": {"name": "adam", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "decay": 0.0},
             "loss": "cross_entropy",
+            "label_smoothing": 0.0,
+            "l2": 0.0,
+            "elastic_net": None,
+            "schedule": None,
+            "trainable": "all",
+            "phases": [],
+            "augmented_copies": 0,
             "early_stopping": None,
             "best": "val_accuracy",
             "precision": "float32",
@@ -125,6 +132,9 @@ def test_settings_survive_json() -> None:
 VALIDATION = "must be `test`, `split`, `{size: N}` or `{fraction: F}` with F between 0 and 1"
 FOLDER = "must be a relative folder below --data-dir, such as 'pets/train'; give the place itself with --data-dir"
 OPTIMIZERS = "must be 'adam', 'adamw', 'sgd' or 'rmsprop'"
+
+
+TRAINABLE = "must be all, head or {last: n} with n from 1"
 
 
 @pytest.mark.parametrize(
@@ -167,6 +177,58 @@ OPTIMIZERS = "must be 'adam', 'adamw', 'sgd' or 'rmsprop'"
             {"train": {"early_stopping": {"metric": "test_accuracy"}}},
             "train.early_stopping.metric: 'test_accuracy' is not right: must be 'val_accuracy', 'val_loss',"
             " 'train_accuracy' or 'train_loss'",
+        ),
+        (
+            {"train": {"label_smoothing": 1}},
+            "train.label_smoothing: 1 is not right: must be less than 1",
+        ),
+        ({"train": {"l2": -1}}, "train.l2: -1 is not right: must be greater than or equal to 0"),
+        (
+            {"train": {"elastic_net": {"alpha": 2}}},
+            "train.elastic_net.alpha: 2 is not right: must be less than or equal to 1",
+        ),
+        (
+            {"train": {"elastic_net": {"lambda": -1}}},
+            "train.elastic_net.lambda: -1 is not right: must be greater than or equal to 0",
+        ),
+        (
+            {"train": {"elastic_net": {"lamda": 1}}},
+            "train.elastic_net.lamda: unknown key; did you mean 'lambda'?",
+        ),
+        (
+            {"train": {"elastic_net": {"layers": "last"}}},
+            "train.elastic_net.layers: 'last' is not right: must be 'output' or 'all'",
+        ),
+        ({"train": {"schedule": "cosine"}}, "train.schedule.name: 'cosine' is not right: must be 'step' or 'plateau'"),
+        ({"train": {"schedule": {"every": 3}}}, "train.schedule.name: is missing"),
+        (
+            {"train": {"schedule": {"name": "step", "factor": 1}}},
+            "train.schedule.factor: 1 is not right: must be less than 1",
+        ),
+        (
+            {"train": {"schedule": {"name": "step", "patience": 3}}},
+            "train.schedule: step has no patience: it belongs to plateau",
+        ),
+        (
+            {"train": {"schedule": {"name": "plateau", "every": 3}}},
+            "train.schedule: plateau has no every: it belongs to step",
+        ),
+        ({"train": {"trainable": "heads"}}, f"train.trainable: 'heads' is not right: {TRAINABLE}"),
+        ({"train": {"trainable": {"last": 0}}}, f"train.trainable: {{'last': 0}} is not right: {TRAINABLE}"),
+        ({"train": {"trainable": {"first": 1}}}, f"train.trainable: {{'first': 1}} is not right: {TRAINABLE}"),
+        ({"train": {"phases": [{"lr": 1}]}}, "train.phases.0.epochs: is missing"),
+        ({"train": {"phases": {"epochs": 1}}}, "train.phases: {'epochs': 1} is not right: must be a list"),
+        (
+            {"train": {"phases": [{"epochs": 1, "trainable": 3}]}},
+            f"train.phases.0.trainable: 3 is not right: {TRAINABLE}",
+        ),
+        (
+            {"train": {"epochs": 5, "phases": [{"epochs": 1}, {"epochs": 2}]}},
+            "train: epochs is 5, but the phases have 3 together: leave it out, or say 3",
+        ),
+        (
+            {"train": {"augmented_copies": -1}},
+            "train.augmented_copies: -1 is not right: must be greater than or equal to 0",
         ),
         ({"dataset": {}}, "dataset.name: is missing"),
         ({"dataset": {"nmae": "digits"}}, "dataset.nmae: unknown key; did you mean 'name'?"),
@@ -235,6 +297,31 @@ def test_optimizers_that_fit() -> None:
     assert [Resources(gpus=gpus).gpus for gpus in (0, 0.25, 1, 2)] == [0, 0.25, 1, 2]
 
 
+def test_the_epochs_of_phases_add_up() -> None:
+    written = {"lr": 0.1, "trainable": "head", "phases": [{"epochs": 2}, {"epochs": 3, "lr": 0.2, "trainable": "all"}]}
+    read = TrainSettings.model_validate(written)
+    assert read.epochs == 5
+    assert (
+        TrainSettings.model_validate(read.model_dump())
+        == read
+        == TrainSettings.model_validate({**written, "epochs": 5})
+    )
+    first, second = read.in_phases()
+    assert first == TrainSettings(epochs=2, lr=0.1, trainable="head")
+    assert second == TrainSettings(epochs=3, lr=0.2, trainable="all")
+    assert TrainSettings.model_validate(written, context=PARTIAL).epochs == 20
+    assert TrainSettings().in_phases() == [TrainSettings()]
+
+
+def test_a_schedule_may_be_its_name() -> None:
+    assert settings(train={"schedule": "step"}) == settings(train={"schedule": {"name": "step", "every": 16}})
+    assert settings(train={"elastic_net": {}}).train.elastic_net.model_dump() == {
+        "alpha": 0.5,
+        "layers": "output",
+        "lambda": 0.01,
+    }
+
+
 def test_rules_over_several_keys_wait_for_the_other_axes() -> None:
     half = {"optimizer": {"name": "adam", "momentum": 0.9}}
     with pytest.raises(ValidationError):
@@ -264,6 +351,8 @@ def test_short_names() -> None:
     [
         ("train.optimizer.momentum", ""),
         ("train.early_stopping.patience", ""),
+        ("train.elastic_net.lambda", ""),
+        ("train.schedule.factor", ""),
         ("model.anything.at.all", ""),
         ("augmentation", ""),
         ("dataset.validation", ""),
