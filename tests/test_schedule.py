@@ -51,6 +51,8 @@ class Heard:
 def cluster() -> Iterator[object]:
     from raybench import schedule
 
+    # Left by a cluster that was killed, it misleads Ray's clean-up of worker groups too.
+    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
     with schedule.connect("local") as connected:
         yield connected
 
@@ -176,11 +178,16 @@ resources: {cpus: 1, workers: 2}
 
 def alive() -> list[str]:
     """Return the placement groups and actors that live, but for Ray's one coordinator per cluster."""
+    import ray
     from ray.util.state import list_actors, list_placement_groups
 
-    groups = [f"group {group['name']}" for group in list_placement_groups() if group["state"] != "REMOVED"]
+    # Without an address it asks the cluster of /tmp/ray/ray_current_cluster, which may be another, or long dead.
+    here = ray.get_runtime_context().gcs_address
+    groups = [f"group {g['name']}" for g in list_placement_groups(address=here) if g["state"] != "REMOVED"]
     actors = [
-        actor for actor in list_actors(filters=[("state", "!=", "DEAD")]) if actor["name"] != "AutoscalingCoordinator"
+        actor
+        for actor in list_actors(address=here, filters=[("state", "!=", "DEAD")])
+        if actor["name"] != "AutoscalingCoordinator"
     ]
     return groups + [actor["class_name"] for actor in actors]
 
