@@ -33,7 +33,7 @@ from ray.util.queue import Empty
 
 from raybench.job import Job
 from raybench.plan import Trial
-from raybench.records import EpochRow, Outcome
+from raybench.records import EpochRow, Outcome, TrialRow
 from raybench.settings import Resources
 from raybench.train import World
 from raybench.trial import failed, planned_row
@@ -123,9 +123,12 @@ def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
     return RaybenchTrial
 
 
-def epoch_metrics(row: EpochRow) -> dict[str, Any]:
-    """Return the report of an epoch: one entry, so that Tune keeps no statistics of its own about it."""
-    return {"epoch": pickle.dumps(row)}
+def epoch_metrics(row: EpochRow, trial: TrialRow) -> dict[str, Any]:
+    """Return the report of an epoch: one entry, so that Tune keeps no statistics of its own about it.
+
+    ``trial`` is the trial's row as it was at its beginning, for a trial that does not live to send its own.
+    """
+    return {"epoch": pickle.dumps((row, trial))}
 
 
 def outcome_metrics(outcome: Outcome) -> dict[str, Any]:
@@ -134,8 +137,13 @@ def outcome_metrics(outcome: Outcome) -> dict[str, Any]:
 
 
 def _in_this_process(share: Share, trial: Trial) -> None:
+    begun: list[TrialRow] = []
+
+    def report(row: EpochRow) -> None:
+        tune.report(epoch_metrics(row, begun[0]))
+
     def loop() -> None:
-        outcome = share.job.run(trial, device=share.device, report=lambda row: tune.report(epoch_metrics(row)))
+        outcome = share.job.run(trial, device=share.device, begun=begun.append, report=report)
         tune.report(outcome_metrics(outcome))
 
     TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0, use_gpu=share.device == "cuda")).fit()
@@ -219,8 +227,10 @@ def _worker_loop(share: Share, trial: Trial, stop_key: bytes) -> Any:
         world = World(context.get_world_rank(), context.get_world_size())
         device = str(train.torch.get_device())
 
+        begun: list[TrialRow] = []
+
         def report(row: EpochRow) -> None:
-            train.report(epoch_metrics(row))
+            train.report(epoch_metrics(row, begun[0]))
             stop = torch.zeros(1, device=device)
             if world.rank == 0 and _internal_kv_exists(stop_key, namespace=KV):
                 stop += 1
@@ -229,7 +239,7 @@ def _worker_loop(share: Share, trial: Trial, stop_key: bytes) -> Any:
                 raise Stopped
 
         try:
-            outcome = share.job.run(trial, device=device, world=world, report=report)
+            outcome = share.job.run(trial, device=device, world=world, begun=begun.append, report=report)
         except Stopped:
             return
         if outcome.row.status == "failed":  # the other processes may be waiting for this one: end them all

@@ -23,9 +23,8 @@ from raybench.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from raybench.plan import Trial
+    from raybench.plan import Choice
     from raybench.store import Store
-    from raybench.suite import Suite
     from raybench.summarize import Table
 
 FORMATS = ["table", "markdown", "latex", "csv", "json"]
@@ -123,18 +122,17 @@ def _suite_names() -> list[str]:
     return list(shipped_suites())
 
 
-def _load(
-    name: str, sets: tuple[str, ...], only: tuple[str, ...], limit: int | None, smoke: bool
-) -> tuple[Suite, list[Trial]]:
-    from raybench.plan import expand
+def _load(name: str, sets: tuple[str, ...], only: tuple[str, ...], limit: int | None, smoke: bool) -> Choice:
+    from raybench.plan import Choice
     from raybench.suite import find_suite, load
 
-    suite = load(find_suite(name), sets, smoke=smoke)
-    return suite, expand(suite, _only(only), limit)
+    choice = Choice(load(find_suite(name), sets, smoke=smoke), _only(only), limit)
+    choice.trials({})  # all that can be wrong is said at once
+    return choice
 
 
-def _stored(name: str, results: Path) -> tuple[Store, Suite, list[Trial]]:
-    """Return the results called ``name`` (a folder, or a suite's below ``results``) and the plan of their last run."""
+def _stored(name: str, results: Path) -> tuple[Store, Choice]:
+    """Return the results called ``name`` (a folder, or a suite's below ``results``) and what was last run there."""
     from raybench.plan import restore
     from raybench.store import SNAPSHOT, Store, read_snapshot
     from raybench.suite import find_suite, load
@@ -142,8 +140,8 @@ def _stored(name: str, results: Path) -> tuple[Store, Suite, list[Trial]]:
     folder = Path(name)
     if not folder.is_dir():
         folder = results / (name if (results / name).is_dir() else load(find_suite(name)).name)
-    suite, trials = restore(read_snapshot(folder), str(folder / SNAPSHOT))
-    return Store(folder.parent, suite), suite, trials
+    choice = restore(read_snapshot(folder), str(folder / SNAPSHOT))
+    return Store(folder.parent, choice.suite), choice
 
 
 def _only(words: tuple[str, ...]) -> dict[str, list[str]]:
@@ -215,29 +213,30 @@ def run(
     SUITE is a file, or the name of a suite that ships with raybench ([bold]raybench list suites[/bold]). Trials that
     have a finished row are not run again: after an interruption, the same command goes on.
     """
-    loaded, trials = _load(suite, sets, only, limit, smoke)  # before anything heavy: a typo is said at once
+    choice = _load(suite, sets, only, limit, smoke)  # before anything heavy: a typo is said at once
     from raybench.plan import snapshot
     from raybench.run import Options, run_missing
     from raybench.store import Store
     from raybench.summarize import summarize as make_table
 
     console = _console()
-    store = Store(results, loaded)
-    store.open(snapshot(loaded, _only(only), limit))
+    store = Store(results, choice.suite)
+    store.open(snapshot(choice))
     try:
         options = Options(data_dir=data_dir, address=address, max_concurrent=max_concurrent, verbose=verbose)
-        finished = run_missing(loaded, trials, store, options, console)
+        finished = run_missing(choice, store, options, console)
         rows, _ = store.read()
+        trials = choice.trials(store.ended(failed=True))
     except OSError as error:
         raise UserError(f"{store.folder}: {error.strerror or error}: rows stored so far are whole; run again") from None
     finally:
         store.close()
-    _show(make_table(rows, loaded, trials), format)
+    _show(make_table(rows, choice.suite, trials), format)
     console.print(f"stored in {store.folder}: trials, epochs, predictions", soft_wrap=True)
     stored = rows[rows["trial_id"].isin([trial.id for trial in trials])]
     failed = int((stored["status"] == "failed").sum())
     if not finished:
-        left = len(trials) - len(stored) + failed
+        left = choice.planned() - len(stored) + failed
         console.print(f"interrupted, {left} trials to go: the same command goes on from here", style="yellow")
         return EXIT_INTERRUPTED
     if failed:
@@ -266,8 +265,10 @@ def plan(
     from raybench.stats import smallest_difference
     from raybench.store import Store
 
-    loaded, trials = _load(suite, sets, only, limit, smoke)
-    done, damaged = Store(results, loaded).done()
+    choice = _load(suite, sets, only, limit, smoke)
+    loaded, store = choice.suite, Store(results, choice.suite)
+    done, damaged = store.done()
+    trials = choice.trials(store.ended())
     console = _console()
     for line in damaged:
         console.print(line, style="yellow", soft_wrap=True)
@@ -287,29 +288,33 @@ def plan(
     axes = [*loaded.names("compare"), *loaded.names("search")]
     for axis in axes:
         grid.add_column(axis)
+    if loaded.searches:
+        grid.add_column("stage")
     grid.add_column("seeds", justify="right")
     grid.add_column("done", justify="right")
     grid.add_column("left", justify="right")
     for cell, point, members in planning.cells(trials):
         ended = sum(trial.id in done for trial in members)
-        grid.add_row(*map(str, (*cell, *point)), str(len(members)), str(ended), str(len(members) - ended))
+        stage = [members[0].stage] if loaded.searches else []
+        grid.add_row(*map(str, (*cell, *point)), *stage, str(len(members)), str(ended), str(len(members) - ended))
     out.print(grid)
-    left = sum(trial.id not in done for trial in trials)
-    needs = trials[0].typed().resources if trials else None
-    out.print(f"{len(trials)} trials ({planning.sizes(loaded)}), {len(trials) - left} done, {left} to run")
-    if needs is not None:
-        train = trials[0].settings["train"]
-        length = "1 epoch of two batches" if train["smoke"] else f"{train['epochs']} epochs"
-        processes = "1 process" if needs.workers == 1 else f"{needs.workers} processes"
-        cpus = "1 CPU" if needs.cpus == 1 else f"{needs.cpus} CPUs"
-        out.print(f"each trial: {processes} of {cpus} and {needs.gpus:g} GPUs, at most {length}")
-    seeds = len({trial.seed for trial in trials})
+    planned, ended = choice.planned(), sum(trial.id in done for trial in trials)
+    out.print(f"{planned} trials ({planning.sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
+    if len(trials) < planned:
+        out.print(f"{len(trials)} of them are known by now: the others follow from how these end")
+    needs, train = trials[0].typed().resources, trials[0].settings["train"]
+    length = "1 epoch of two batches" if train["smoke"] else f"{train['epochs']} epochs"
+    processes = "1 process" if needs.workers == 1 else f"{needs.workers} processes"
+    cpus = "1 CPU" if needs.cpus == 1 else f"{needs.cpus} CPUs"
+    out.print(f"each trial: {processes} of {cpus} and {needs.gpus:g} GPUs, at most {length}")
+    seeds = len(choice.seeds())
     if seeds < 2:
         out.print("1 seed can show no difference between cells: its spread is not known")
     else:
         out.print(
             f"{seeds} seeds can show a difference of {smallest_difference(seeds):.1f} standard deviations or more"
-            " between two cells (t test, 95 %)"
+            " between two cells (t test, 95 %)",
+            soft_wrap=True,
         )
 
 
@@ -318,18 +323,19 @@ def plan(
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key. Repeatable.")
 def validate(suites: tuple[str, ...], sets: tuple[str, ...]) -> int:
     """Check suite files to the last key: names, options of models and augmentations, axes, number of trials."""
-    from raybench.plan import expand
+    from raybench.plan import Choice
     from raybench.suite import find_suite, load
 
     problems = 0
     for name in suites:
         try:
             suite = load(find_suite(name), sets)
-            trials = expand(suite)
+            choice = Choice(suite)
+            trials = choice.trials({})
             from raybench.job import check_options
 
             check_options(suite, trials)
-            print(f"{name}: ok, {len(trials)} trials")
+            print(f"{name}: ok, {choice.planned()} trials")
         except UserError as error:
             print(f"raybench: {error}", file=sys.stderr)
             problems += 1
@@ -347,11 +353,11 @@ def summarize(suite: str, results: Path, format: str) -> None:
     """
     from raybench.summarize import summarize as make_table
 
-    store, loaded, trials = _stored(suite, results)
+    store, choice = _stored(suite, results)
     rows, damaged = store.read()
     for line in damaged:
         _console().print(line, style="yellow", soft_wrap=True)
-    _show(make_table(rows, loaded, trials), format)
+    _show(make_table(rows, choice.suite, choice.trials(store.ended(failed=True))), format)
 
 
 @app.command()
@@ -371,7 +377,8 @@ def check(suite: str, results: Path, test_size: int | None) -> int:
     print(f"{loaded.name}: {len(loaded.reference)} published rows")
     findings = check_suite(loaded, test_size)
     if (results / loaded.name).is_dir():
-        store, _, trials = _stored(suite, results)
+        store, choice = _stored(suite, results)
+        trials = choice.trials(store.ended(failed=True))
         rows, damaged = store.read()
         for line in damaged:
             _console().print(line, style="yellow", soft_wrap=True)
@@ -388,7 +395,7 @@ def check(suite: str, results: Path, test_size: int | None) -> int:
 @results_option
 def compact(suite: str, results: Path) -> None:
     """Merge the files of finished trials, as a run does by itself every 250 trials. No row is changed."""
-    store, _, _ = _stored(suite, results)
+    store, _ = _stored(suite, results)
     from raybench.store import read_snapshot
 
     store.open(read_snapshot(store.folder))

@@ -17,7 +17,7 @@ from raybench import augment, models
 from raybench.data import Source, TrialData, load, trial_data
 from raybench.errors import SuiteError, UserError
 from raybench.plan import Trial
-from raybench.records import Outcome
+from raybench.records import Outcome, TrialRow
 from raybench.settings import DatasetSettings, TrialSettings
 from raybench.suite import Suite
 from raybench.train import Report, Statistics, World
@@ -37,7 +37,13 @@ class Job:
     provenance: dict[str, Any]
 
     def run(
-        self, trial: Trial, *, device: str = "cpu", world: World | None = None, report: Report | None = None
+        self,
+        trial: Trial,
+        *,
+        device: str = "cpu",
+        world: World | None = None,
+        begun: Callable[[TrialRow], None] | None = None,
+        report: Report | None = None,
     ) -> Outcome:
         """Train one trial in this process (see `raybench.trial.run_trial`)."""
         settings = trial.typed()
@@ -46,6 +52,7 @@ class Job:
             divided(self.sources[source_key(settings)], settings.dataset),
             device=device,
             world=world or World(),
+            begun=begun,
             report=report,
             statistics=self.statistics[statistics_key(settings)],
             provenance=self.provenance,

@@ -9,14 +9,17 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from raybench.errors import SuiteError, did_you_mean
+from raybench.prune import Bracket, Pruner
+from raybench.records import FINISHED, Stage
+from raybench.search import Ended, draw, maximises, winner
 from raybench.settings import Assignments, TrialSettings, assign, first_complaint
 from raybench.suite import NO_MODEL, Axis, Label, Suite, build, find_label
 from raybench.yamlfile import Complaints
@@ -41,6 +44,9 @@ class Trial:
     seed: int
     settings: dict[str, Any]
     """A resolved `TrialSettings`, as plain data."""
+    stage: Stage = "grid"
+    draw: int | None = None
+    """The number of its point in the study that drew it, from 0."""
 
     @property
     def name(self) -> str:
@@ -80,54 +86,231 @@ def _seeded(content: str, seed: int) -> str:
     return hashlib.sha256(f"{IDENTITY_VERSION}/{seed}/{content}".encode()).hexdigest()[:16]
 
 
-def expand(suite: Suite, only: Mapping[str, Sequence[str]] | None = None, limit: int | None = None) -> list[Trial]:
-    """Return the trials of ``suite`` in the order in which they should start.
+def expand(
+    suite: Suite,
+    only: Mapping[str, Sequence[str]] | None = None,
+    limit: int | None = None,
+    ended: Mapping[str, Ended] | None = None,
+) -> list[Trial]:
+    """Return the trials of ``suite`` that are known by now, in the order in which they should start.
 
     Seed-major: every cell gets its first seed before any gets its second, so that stopping anywhere leaves about equal
     n. ``only`` keeps the named values of some axes; ``limit`` then cuts the list.
+
+    A suite that searches has its trials in stages, which follow from how those before have ended: each study's next
+    points once all its earlier ones have, and the trials that confirm the winners after the search. So a run expands
+    again when nothing is left to do, until nothing new is known.
+
+    Args:
+        ended: what is known of trials that have ended, by id (`raybench.store.Store.ended`).
 
     Raises:
         SuiteError: if the grid is empty or too large to be built, if ``trials`` says another number, if the settings
             of a point do not fit together, if two points are the same trial, or if ``only`` leaves none.
     """
+    points, seeds = _chosen(suite, only or {})
+    grid = _Grid(suite)
+    trials = _in_stages(grid, points, seeds, ended or {}) if suite.searches else grid.trials(points, seeds, "grid")
+    return trials if limit is None else trials[:limit]
+
+
+def _chosen(suite: Suite, only: Mapping[str, Sequence[str]]) -> tuple[list[Point], list[int]]:
+    """Return the points of the grid and the seeds that ``only`` keeps."""
     points = _points(suite)
-    seeds = suite.axis("seed").labels
-    total = len(points) * len(seeds)
+    seeds = [int(seed) for seed in suite.axis("seed").labels]
+    total = _total(suite, points, len(seeds))
     if suite.trials is not None and suite.trials != total:
         raise SuiteError(f"{suite.source}: trials: says {suite.trials}, but the axes give {total} ({sizes(suite)})")
-    keep = _only(suite, only or {})
+    keep = _only(suite, only)
     points = [p for p in points if all(p[0][axis] in labels for axis, labels in keep.items() if axis != "seed")]
     seeds = [seed for seed in seeds if seed in keep.get("seed", seeds)]
     if not points:
         raise SuiteError(f"{suite.source}: no point of the grid is left by {'--only' if keep else 'exclude'}")
+    return points, seeds
 
-    compare, search = suite.names("compare"), suite.names("search")
-    rounds: dict[int, list[Trial]] = {int(seed): [] for seed in seeds}
-    seen: dict[str, str] = {}
-    for labels, assignments in points:
-        name = ", ".join(f"{axis}={label}" for axis, label in labels.items())
-        typed = _settings(suite, assignments, name)
-        settings, content = typed.model_dump(), _content(typed)
-        if content in seen:
-            twice = f"{seen[content]} and {name} are the same trial: no setting differs"
-            raise SuiteError(f"{suite.source}: {f'{name} is listed twice' if seen[content] == name else twice}")
-        seen[content] = name
-        cell = tuple(labels[axis] for axis in compare)
-        point = tuple(labels[axis] for axis in search)
-        for seed, trials in rounds.items():
-            trials.append(
-                Trial(
-                    id=_seeded(content, seed),
-                    suite=suite.name,
-                    labels={**labels, "seed": seed},
-                    cell=cell,
-                    point=point,
-                    seed=seed,
-                    settings=settings,
-                )
+
+def _in_stages(grid: _Grid, points: list[Point], seeds: list[int], ended: Mapping[str, Ended]) -> list[Trial]:
+    """Return the trials of the search, and once all have ended those that confirm each cell's winner."""
+    suite = grid.suite
+    searched = seeds if suite.confirm == "none" else seeds[:1]
+    search = _drawn(grid, points, searched, ended) if suite.draw else grid.trials(points, searched, "search")
+    for trial in search:
+        epochs = trial.settings["train"]["epochs"]
+        if suite.prune and not suite.prune.rungs(epochs):
+            raise SuiteError(
+                f"{suite.source}: prune: first: {suite.prune.first} leaves no epoch to decide after: {trial.name} has"
+                f" {epochs}"
             )
-    trials = list(itertools.chain.from_iterable(rounds.values()))
-    return trials if limit is None else trials[:limit]
+    complete = all(trial.id in ended for trial in search) and len(search) == _searched(suite, points, len(searched))
+    if suite.confirm == "none" or not complete:
+        return search
+    won = _winners(suite, search, ended)
+    confirm = [
+        replace(
+            trial,
+            id=identity(trial.settings, seed),
+            seed=seed,
+            labels={**trial.labels, "seed": seed},
+            draw=trial.draw if seed == trial.seed else None,
+        )
+        for seed in seeds
+        for trial in won
+    ]
+    ids = {trial.id for trial in confirm}
+    return [*(t for t in search if t.id not in ids), *(replace(t, stage="confirm") for t in confirm)]
+
+
+def _winners(suite: Suite, search: Sequence[Trial], ended: Mapping[str, Ended]) -> list[Trial]:
+    """Return for each cell a trial with the point that won, in the order of the cells."""
+    won: list[Trial] = []
+    for members in by_cell(search).values():
+        values: dict[tuple[Label, ...], list[float]] = {trial.point: [] for trial in members}
+        for trial in members:
+            end = ended[trial.id]
+            if end.status in FINISHED and end.value is not None:
+                values[trial.point].append(end.value)
+        best = winner(values, maximise=maximises(members[0].settings["train"]["best"]))
+        won += [trial for trial in members if trial.point == best][:1]
+    return won
+
+
+def _drawn(grid: _Grid, cells: list[Point], seeds: Sequence[int], ended: Mapping[str, Ended]) -> list[Trial]:
+    """Return the trials of every study so far: those that have ended, and the points drawn from them.
+
+    A stored trial belongs to a study if its settings are what the suite makes of its labels today.
+    """
+    suite = grid.suite
+    assert suite.draw is not None
+    space = {name: suite.axis(name).range or suite.axis(name).labels for name in suite.names("search")}
+    stored: dict[tuple[str, int, int], Trial] = {}
+    for trial_id, end in sorted(ended.items()):
+        if end.draw is not None and (trial := grid.again(end, cells)) and trial.id == trial_id:
+            stored.setdefault((json.dumps(trial.cell), trial.seed, end.draw), trial)
+    rounds: list[list[Trial]] = []
+    for seed, cell in itertools.product(seeds, cells):
+        key = tuple(cell[0][name] for name in suite.names("compare"))
+        study: list[Trial] = []
+        while len(study) < suite.draw.points and all(trial.id in ended for trial in study):
+            first = len(study)
+            count = min(suite.draw.at_once, suite.draw.points - first)
+            known = {k: t for k in range(first, first + count) if (t := stored.get((json.dumps(key), seed, k)))}
+            drawn: list[dict[str, Label]] = []
+            if len(known) < count:
+                history = [({name: t.labels[name] for name in space}, ended[t.id]) for t in study]
+                metric = grid.typed(cell[1]).train.best
+                drawn = draw(
+                    space,
+                    history,
+                    count,
+                    seed=stream(seed, f"draw/{json.dumps(key)}/{first}") % 2**32,
+                    maximise=maximises(metric),
+                )
+            study += [known.get(k) or grid.drawn(cell, drawn[k - first], seed, k) for k in range(first, first + count)]
+        rounds.append(study)
+    return [trial for trials in itertools.zip_longest(*rounds) for trial in trials if trial is not None]
+
+
+class _Grid:
+    """Makes trials of points; equal settings are refused, and resolved once for all seeds."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
+        self.compare, self.search = suite.names("compare"), suite.names("search")
+        self._seen: dict[str, str] = {}
+
+    def typed(self, assignments: Assignments, name: str = "") -> TrialSettings:
+        return _settings(self.suite, assignments, name)
+
+    def trials(self, points: Iterable[Point], seeds: Sequence[int], stage: Stage) -> list[Trial]:
+        """Return the trials of the points with each seed, seed-major."""
+        rounds: dict[int, list[Trial]] = {seed: [] for seed in seeds}
+        for labels, assignments in points:
+            name = ", ".join(f"{axis}={label}" for axis, label in labels.items())
+            typed = self.typed(assignments, name)
+            settings, content = typed.model_dump(), _content(typed)
+            if content in self._seen:
+                twice = f"{self._seen[content]} and {name} are the same trial: no setting differs"
+                same = self._seen[content] == name
+                raise SuiteError(f"{self.suite.source}: {f'{name} is listed twice' if same else twice}")
+            self._seen[content] = name
+            for seed, trials in rounds.items():
+                trials.append(self._trial(labels, settings, content, seed, stage))
+        return list(itertools.chain.from_iterable(rounds.values()))
+
+    def drawn(self, cell: Point, point: Mapping[str, Label], seed: int, number: int) -> Trial:
+        """Return the trial of a point that a study drew for ``cell``."""
+        labels, assignments = dict(cell[0]), dict(cell[1])
+        for name, label in point.items():
+            labels[name] = label
+            assignments |= self.suite.axis(name).assigned(label)
+        labels = {name: labels[name] for name in (*self.compare, *self.search)}
+        typed = self.typed(assignments, ", ".join(f"{axis}={label}" for axis, label in labels.items()))
+        trial = self._trial(labels, typed.model_dump(), _content(typed), seed, "search")
+        return replace(trial, draw=number)
+
+    def again(self, ended: Ended, cells: Iterable[Point]) -> Trial | None:
+        """Return the trial that a stored one would be today; None if the suite no longer has its labels."""
+        stored = ended.labels or {}
+        labels = {name: self.suite.axis(name).find(stored.get(name)) for name in (*self.compare, *self.search)}
+        seed = stored.get("seed")
+        cell = next((cell for cell in cells if all(labels[name] == label for name, label in cell[0].items())), None)
+        if cell is None or seed is None or ended.draw is None:
+            return None
+        point = {name: label for name in self.search if (label := labels[name]) is not None}
+        return self.drawn(cell, point, int(seed), ended.draw) if len(point) == len(self.search) else None
+
+    def _trial(
+        self, labels: Mapping[str, Label], settings: dict[str, Any], content: str, seed: int, stage: Stage
+    ) -> Trial:
+        return Trial(
+            id=_seeded(content, seed),
+            suite=self.suite.name,
+            labels={**labels, "seed": seed},
+            cell=tuple(labels[axis] for axis in self.compare),
+            point=tuple(labels[axis] for axis in self.search),
+            seed=seed,
+            settings=settings,
+            stage=stage,
+        )
+
+
+def start_order(suite: Suite, trials: Sequence[Trial]) -> list[Trial]:
+    """Return ``trials`` in the order in which they are started and, where they prune each other, compared.
+
+    Values are often listed from bad to good, and in that order nothing would be stopped: the points of each cell are
+    shuffled, by the hash that is a trial's id.
+    """
+    if suite.prune is None or suite.draw is not None:
+        return list(trials)
+    rank = {t.id: i for group in _brackets(trials) for i, t in enumerate(sorted(group, key=lambda t: t.id))}
+    seeds = list(suite.axis("seed").labels)
+    return sorted(trials, key=lambda t: (seeds.index(t.seed), rank.get(t.id, 0)))
+
+
+def pruner(suite: Suite, trials: Sequence[Trial]) -> Pruner:
+    """Return what stops the weak trials of a search: a bracket for each cell and seed; none if nothing is pruned.
+
+    A smoke run ends after an epoch, and is to show that the rest works too: it prunes nothing.
+    """
+    if suite.prune is None or any(trial.settings["train"]["smoke"] for trial in trials):
+        return Pruner(())
+    return Pruner(
+        Bracket(
+            suite.prune,
+            [(trial.id, trial.settings["train"]["epochs"]) for trial in group],
+            maximise=maximises(group[0].settings["train"]["best"]),
+        )
+        for group in _brackets(start_order(suite, trials))
+    )
+
+
+def _brackets(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Return the trials of a search that compete with each other: those of one cell and seed."""
+    groups: dict[tuple[tuple[Label, ...], int], list[Trial]] = {}
+    for trial in trials:
+        if trial.stage != "grid":
+            groups.setdefault((trial.cell, trial.seed), []).append(trial)
+    return list(groups.values())
 
 
 def _settings(suite: Suite, assignments: Assignments, name: str) -> TrialSettings:
@@ -145,15 +328,38 @@ def _settings(suite: Suite, assignments: Assignments, name: str) -> TrialSetting
 def count(suite: Suite) -> int:
     """Return an upper bound of the number of trials (what ``exclude`` removes still counted), without building any."""
     grid = math.prod(len(dimension) for dimension in _dimensions(suite))
-    return (grid + len(suite.include)) * len(suite.axis("seed").labels)
+    drawn = suite.draw.points if suite.draw else 1
+    return (grid + len(suite.include)) * drawn * len(suite.axis("seed").labels)
+
+
+def _total(suite: Suite, points: Sequence[Point], seeds: int) -> int:
+    """Return how many trials the whole suite has, those included that are not known before others have ended."""
+    if not suite.searches:
+        return len(points) * seeds
+    if suite.confirm == "none":
+        return _searched(suite, points, seeds)
+    won = len({tuple(labels[axis] for axis in suite.names("compare")) for labels, _ in points})
+    return _searched(suite, points, 1) + won * (seeds - 1)
+
+
+def _searched(suite: Suite, points: Sequence[Point], seeds: int) -> int:
+    """Return the number of trials of the search."""
+    return len(points) * seeds * (suite.draw.points if suite.draw else 1)
 
 
 def sizes(suite: Suite) -> str:
     """Return the axes and how many values each has, as ``model 3 x augmentation 3 x seed 5``."""
-    return " x ".join(f"{axis.name} {len(axis.labels)}" for axis in suite.axes)
+    listed = [axis for axis in suite.axes if not (suite.draw and axis.role == "search")]
+    terms = [f"{axis.name} {len(axis.labels)}" for axis in listed]
+    if suite.draw:
+        terms.insert(-1, f"{suite.draw.points} drawn points")
+    if suite.searches and suite.confirm == "winner":
+        return f"{' x '.join(terms[:-1])} searched with one seed, each winner with {terms[-1]}"
+    return " x ".join(terms)
 
 
 Point = tuple[dict[str, Label], Assignments]
+"""Labels of axes, and what they assign."""
 
 
 def _dimensions(suite: Suite) -> list[list[Point]]:
@@ -161,7 +367,7 @@ def _dimensions(suite: Suite) -> list[list[Point]]:
     dimensions: list[list[Point]] = []
     grouped: set[str] = set()
     for axis in suite.axes:
-        if axis.role == "repeat" or axis.name in grouped:
+        if axis.role == "repeat" or axis.name in grouped or (suite.draw and axis.role == "search"):
             continue
         group = next((names for names in suite.zip if axis.name in names), (axis.name,))
         grouped.update(group)
@@ -183,7 +389,7 @@ def _points(suite: Suite) -> list[Point]:
             f"{suite.source}: the axes give {count(suite):,} trials ({sizes(suite)}); raybench plans at most"
             f" {MAX_TRIALS:,}: make an axis shorter"
         )
-    order = [axis.name for axis in suite.axes if axis.role != "repeat"]
+    order = suite.names("compare") if suite.draw else suite.names("compare", "search")
     unused = set(range(len(suite.exclude)))
     points: list[Point] = []
     for combination in itertools.product(*_dimensions(suite)):
@@ -208,6 +414,8 @@ def _only(suite: Suite, only: Mapping[str, Sequence[str]]) -> dict[str, set[Labe
         labels = [*suite.axis(name).labels, *(labels[name] for labels, _ in suite.include if name in labels)]
         for word in words:
             found = find_label(labels, word)
+            if suite.draw and name in suite.names("search"):
+                raise SuiteError(f"--only {name}={word}: the values of {name} are drawn, not chosen")
             if found is None:
                 raise SuiteError(f"--only {name}={word}: no such value{did_you_mean(word, labels[:50])}")
             keep.setdefault(name, set()).add(found)
@@ -223,19 +431,52 @@ def cells(trials: Sequence[Trial]) -> Iterator[tuple[tuple[Label, ...], tuple[La
         yield cell, point, members
 
 
-def snapshot(suite: Suite, only: Mapping[str, Sequence[str]] | None = None, limit: int | None = None) -> dict[str, Any]:
-    """Return what `restore` needs to expand the same trials again, as plain data for JSON."""
-    return {"source": suite.source, "document": suite.document, "sets": suite.sets, "only": only or {}, "limit": limit}
+def by_cell(trials: Iterable[Trial]) -> dict[tuple[Label, ...], list[Trial]]:
+    """Return the trials of each cell, in the order of the first of each."""
+    groups: dict[tuple[Label, ...], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(trial.cell, []).append(trial)
+    return groups
 
 
-def restore(kept: Any, where: str) -> tuple[Suite, list[Trial]]:
-    """Return the suite and the trials of a `snapshot`, without importing the modules that the suite names.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A suite, and what the user chose to run of it."""
+
+    suite: Suite
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    limit: int | None = None
+
+    def trials(self, ended: Mapping[str, Ended]) -> list[Trial]:
+        """Return the trials that are known once ``ended`` have ended (`expand`)."""
+        return expand(self.suite, self.only, self.limit, ended)
+
+    def planned(self) -> int:
+        """Return how many trials there are in the end."""
+        points, seeds = _chosen(self.suite, self.only)
+        return min(_total(self.suite, points, len(seeds)), self.limit or MAX_TRIALS)
+
+    def seeds(self) -> list[int]:
+        return _chosen(self.suite, self.only)[1]
+
+
+def snapshot(choice: Choice) -> dict[str, Any]:
+    """Return what `restore` needs to plan the same trials again, as plain data for JSON."""
+    suite = choice.suite
+    document = {"source": suite.source, "document": suite.document, "sets": suite.sets}
+    return {**document, "only": dict(choice.only), "limit": choice.limit}
+
+
+def restore(kept: Any, where: str) -> Choice:
+    """Return what a `snapshot` holds, without importing the modules that its suite names.
 
     Raises:
         SuiteError: naming ``where``, the file it was kept in, if it is none.
     """
     try:
         suite = build(kept["document"], Complaints(kept["source"], None), Path(), kept["sets"], trusted=True)
-        return suite, expand(suite, kept["only"], kept["limit"])
+        choice = Choice(suite, kept["only"], kept["limit"])
+        choice.planned()
+        return choice
     except (SuiteError, KeyError, TypeError, AttributeError) as error:
         raise SuiteError(f"{where}: is not what a run keeps of its suite ({error}): run the suite again") from None

@@ -28,6 +28,8 @@ _SPREAD = ("n", "mean", "std", "min", "max", "epochs")
 STATISTICS = frozenset({*_SPREAD, "planned", "difference", *(f"published_{name}" for name in _SPREAD)})
 """Columns of tables that are no columns of results; like those, no axis may be called so."""
 
+Stage = Literal["grid", "search", "confirm"]
+
 ErrorClass = Literal["out_of_memory", "diverged", "data", "weights", "crashed", "node_lost", "error"]
 
 
@@ -42,8 +44,11 @@ class TrialRow:
 
     trial_id: str
     suite: str
-    stage: str = "grid"
-    """Which part of the suite the trial belongs to: ``grid``, or with pruning ``search`` and ``confirm``."""
+    stage: Stage = "grid"
+    """Which part of the suite the trial belongs to: ``grid``, or where points are searched ``search`` and ``confirm``.
+    The search's trial of a point that won is one of those that confirm it."""
+    draw: int | None = None
+    """The number of its point in the study that drew it, from 0."""
     dataset: str
     model: str
     augmentation: str
@@ -54,7 +59,7 @@ class TrialRow:
     """Labels of the axes that have no column of their own, in the suite's order."""
     status: Status
     epochs: int = 0
-    """Epochs trained."""
+    """Epochs trained; of a pruned trial, those up to the one at which it lost."""
     best_epoch: int | None = None
     """The epoch (from 1) whose weights gave ``test_accuracy``: the first best one of ``selection``."""
     selection: str
@@ -85,6 +90,8 @@ class TrialRow:
     weights_fingerprint: str | None = None
     threads: int | None = None
     workers: int | None = None
+    epochs_run: int | None = measured()
+    """All epochs trained: of a pruned trial more than ``epochs``, where the trials it is compared with came later."""
     train_seconds: float | None = measured()
     """Seconds in training steps alone, without evaluation, summed over the epochs."""
     wall_seconds: float | None = measured()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,12 @@ from rich.console import Console
 from raybench.errors import DataError
 from raybench.job import Job, prepare, source_key
 from raybench.live import Watch
-from raybench.plan import Trial, sizes
-from raybench.records import EpochRow, Outcome
+from raybench.plan import Choice, Trial, pruner, sizes, start_order
+from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
+from raybench.search import Ended
 from raybench.settings import TrialSettings
 from raybench.store import Store
-from raybench.suite import Suite
+from raybench.trial import pruned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,68 +30,152 @@ class Options:
     verbose: bool = False
 
 
-def run_missing(suite: Suite, trials: Sequence[Trial], store: Store, options: Options, console: Console) -> bool:
+def run_missing(choice: Choice, store: Store, options: Options, console: Console) -> bool:
     """Run the trials that ``store``, which is open, has no finished row of; return False if the user interrupted.
 
     Raises:
         UserError: for anything that the user must mend first; nothing has run then.
     """
+    suite = choice.suite
     done, damaged = store.done()
     for line in damaged:
         console.print(line, style="yellow", soft_wrap=True)
-    todo = [trial for trial in trials if trial.id not in done]
+    sweep = _Sweep(choice, store)
+    planned, finished = choice.planned(), sum(trial.id in done for trial in sweep.trials)
     console.print(f"[bold]{suite.name}[/bold]  {suite.about}", soft_wrap=True)
-    count = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
-    console.print(f"{count} ({sizes(suite)}): {len(trials) - len(todo)} finished, {len(todo)} to run")
-    if not todo:
+    count = "1 trial" if planned == 1 else f"{planned} trials"
+    console.print(f"{count} ({sizes(suite)}): {finished} finished, {planned - finished} to run")
+    if not sweep.todo:
         return True
     with console.status("preparing") as status:
-        job = prepare(suite, todo, options.data_dir, status.update)
+        job = prepare(suite, sweep.todo, options.data_dir, status.update)
         _refuse_other_data(job, store)
         status.update("loading Ray")
         from raybench import schedule  # seconds: not for a run that has nothing to do
     with contextlib.ExitStack() as stack:
         with console.status("starting Ray" if options.address == "local" else f"joining Ray at {options.address}"):
             cluster = stack.enter_context(schedule.connect(options.address, verbose=options.verbose))
-        slots = cluster.slots(todo[0].typed().resources)
+        slots = cluster.slots(sweep.todo[0].typed().resources)
         console.print(
             f"Ray: {cluster.nodes} node{'s' * (cluster.nodes != 1)}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"
             + (f", dashboard {cluster.dashboard}" if cluster.dashboard else "")
         )
-        watch = stack.enter_context(
-            Watch(console, len(trials), len(trials) - len(todo), min(slots, options.max_concurrent or slots))
-        )
-        try:
-            schedule.run(
-                job,
-                todo,
-                _Recorder(store, watch),
-                cluster,
-                max_concurrent=options.max_concurrent,
-                imports=suite.imports,
-                paths=[str(suite.folder.resolve())] if suite.imports else [],
-                verbose=options.verbose,
-            )
-        except schedule.Interrupted:
-            return False
+        watch = stack.enter_context(Watch(console, planned, finished, min(slots, options.max_concurrent or slots)))
+        while sweep.todo:
+            recorder = _Recorder(sweep, store, watch)
+            try:
+                schedule.run(
+                    job,
+                    sweep.todo,
+                    recorder,
+                    cluster,
+                    max_concurrent=options.max_concurrent,
+                    imports=suite.imports,
+                    paths=[str(suite.folder.resolve())] if suite.imports else [],
+                    verbose=options.verbose,
+                )
+            except schedule.Interrupted:
+                return False
+            finally:
+                recorder.close()
+            sweep.go_on()
+            job = prepare(suite, sweep.todo, options.data_dir)
     return True
 
 
-class _Recorder:
-    """Stores what ends, then shows it: what is seen is safe."""
+class _Sweep:
+    """The trials of a suite as they become known: what there is, and what is left to do."""
 
-    def __init__(self, store: Store, watch: Watch) -> None:
-        self.store, self.watch = store, watch
+    def __init__(self, choice: Choice, store: Store) -> None:
+        self.choice, self.store = choice, store
+        self.failed: dict[str, Ended] = {}
+        """Those that failed in this run: the search goes on without them, and the next run tries them again."""
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Look at what has ended, and plan what follows from it."""
+        ended = {**self.failed, **self.store.ended()}
+        self.trials = self.choice.trials(ended)
+        self.todo = start_order(self.choice.suite, [trial for trial in self.trials if trial.id not in ended])
+        if self.choice.suite.searches:
+            self.store.set_stages({trial.id: trial.stage for trial in self.trials})
+
+
+class _Recorder:
+    """Stores what ends, then shows it: what is seen is safe. Stops the trials that lost."""
+
+    def __init__(self, sweep: _Sweep, store: Store, watch: Watch) -> None:
+        self.sweep, self.store, self.watch = sweep, store, watch
+        self.pruner = pruner(sweep.choice.suite, sweep.trials)
+        self.curves: dict[str, list[EpochRow]] = {}
+        self.begun: dict[str, TrialRow] = {}
+        self.waiting: dict[str, tuple[Trial, Outcome]] = {}
+        """Trials that have finished, and may yet be found to have lost before: those they compete with come later."""
+        if self.pruner.brackets:
+            self._replay()
+
+    def _replay(self) -> None:
+        """Tell the pruner of the trials that ended in earlier runs."""
+        todo = {trial.id for trial in self.sweep.todo}
+        stored = [trial for trial in self.sweep.trials if trial.id not in todo]
+        rows, _ = self.store.read("epochs")
+        curves = {trial_id: curve.sort_values("epoch") for trial_id, curve in rows.groupby("trial_id")}
+        for trial in stored:
+            metric = trial.settings["train"]["best"]
+            if trial.id in curves:
+                for epoch, value in zip(curves[trial.id]["epoch"], curves[trial.id][metric], strict=True):
+                    self.pruner.report(trial.id, int(epoch), float(value))
+            self.pruner.end(trial.id)
 
     def started(self, trial: Trial) -> None:
+        self.curves[trial.id] = []
         self.watch.started(trial)
 
-    def epoch(self, trial: Trial, row: EpochRow) -> None:
+    def epoch(self, trial: Trial, row: EpochRow, begun: TrialRow) -> bool:
+        self.begun[trial.id] = begun
+        self.curves.setdefault(trial.id, []).append(row)
         self.watch.epoch(trial, row)
+        self.pruner.report(trial.id, row.epoch, getattr(row, begun.selection))
+        self._release()
+        return self.pruner.stopped(trial.id) is not None
+
+    def stopped(self, trial: Trial) -> None:
+        lost = self.pruner.stopped(trial.id)
+        assert lost is not None
+        self._store(trial, pruned(self.begun[trial.id], self.curves[trial.id], lost.epoch))
+        self._ended(trial)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
+        if outcome.row.status in FINISHED and self.pruner.pending(trial.id):
+            self.waiting[trial.id] = trial, outcome
+        else:
+            self._store(trial, outcome)
+        self._ended(trial)
+
+    def _ended(self, trial: Trial) -> None:
+        self.pruner.end(trial.id)
+        self._release()
+        self.curves.pop(trial.id, None)
+        self.begun.pop(trial.id, None)
+
+    def _release(self) -> None:
+        """Store the trials of which it has come out whether they lost."""
+        for trial_id in [trial_id for trial_id in self.waiting if not self.pruner.pending(trial_id)]:
+            self._store(*self.waiting.pop(trial_id))
+
+    def _store(self, trial: Trial, outcome: Outcome) -> None:
+        lost = self.pruner.stopped(trial.id)
+        if lost is not None and outcome.row.status in FINISHED:
+            outcome = pruned(outcome.row, outcome.epochs, lost.epoch)
         self.store.write(outcome)
         self.watch.ended(trial, outcome)
+        if outcome.row.status == "failed":
+            self.sweep.failed[trial.id] = Ended("failed", None, outcome.row.epochs)
+
+    def close(self) -> None:
+        """Keep what was decided, for people to read: it follows from the curves, and is made anew in every run."""
+        if self.pruner.brackets:
+            self.store.write_decisions(self.pruner.decisions)
 
 
 def _refuse_other_data(job: Job, store: Store) -> None:

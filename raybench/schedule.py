@@ -47,7 +47,7 @@ from raybench.actor import Fetched, Share, trainable
 from raybench.errors import UserError
 from raybench.job import Job
 from raybench.plan import Trial
-from raybench.records import EpochRow, ErrorClass, Outcome
+from raybench.records import EpochRow, ErrorClass, Outcome, TrialRow
 from raybench.settings import Resources
 from raybench.trial import planned_row
 
@@ -71,7 +71,12 @@ class Listener(Protocol):
     """Who is told of every step of a sweep."""
 
     def started(self, trial: Trial) -> None: ...
-    def epoch(self, trial: Trial, row: EpochRow) -> None: ...
+    def epoch(self, trial: Trial, row: EpochRow, begun: TrialRow) -> bool:
+        """Hear of an epoch, and of the row with which its trial began; return whether the trial is to stop."""
+
+    def stopped(self, trial: Trial) -> None:
+        """Hear that a trial has stopped, as `epoch` said."""
+
     def ended(self, trial: Trial, outcome: Outcome) -> None: ...
 
 
@@ -157,7 +162,8 @@ def run(
 ) -> None:
     """Run the trials of ``todo`` in their order, as many at once as fit, telling ``listener`` of every step.
 
-    Every trial ends with one `Listener.ended`; one that took its process down ends as a failed row.
+    Every trial ends with one `Listener.ended` or `Listener.stopped`; one that took its process down ends as a failed
+    row.
 
     Args:
         imports: modules that register the suite's names, imported first in every process, from ``paths`` or installed.
@@ -229,7 +235,7 @@ def _run_kind(
                 trial_class,
                 tune_config=tune.TuneConfig(
                     search_alg=_ListSearcher(list(open_trials)),
-                    scheduler=_FirstInFirstOut(),
+                    scheduler=_FirstInFirstOut(watcher),
                     num_samples=len(open_trials),
                     max_concurrent_trials=slots,
                     reuse_actors=True,
@@ -264,6 +270,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         """A trial that has ended is taken out of ``open_trials``."""
         self.open, self.listener, self.interrupted = open_trials, listener, interrupted
         self.running: set[str] = set()
+        self.stopping: set[str] = set()
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -277,15 +284,35 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         # Taken out of the result, which Tune keeps for every trial.
-        epoch, outcome = result.pop("epoch", None), result.pop("outcome", None)
-        if epoch is not None:
-            self.listener.epoch(self.open[trial.config["id"]], pickle.loads(epoch))
+        result.pop("epoch", None)
+        outcome = result.pop("outcome", None)
         if outcome is not None:
             self._end(trial.config["id"], pickle.loads(outcome))
 
+    def is_to_stop(self, trial_id: str, epoch: bytes) -> bool:
+        """Tell the listener of an epoch; return whether Tune is to stop the trial."""
+        if trial_id in self.stopping:
+            return True
+        with self._noting_failure():
+            if self.listener.epoch(self.open[trial_id], *pickle.loads(epoch)):
+                self.stopping.add(trial_id)
+        return trial_id in self.stopping
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._stopped(trial.config["id"])
+
+    def _stopped(self, trial_id: str) -> bool:
+        """Tell the listener, if the trial has stopped because it was to; return whether it has."""
+        if trial_id not in self.stopping or trial_id not in self.open:
+            return False
+        with self._noting_failure():
+            self.listener.stopped(self.open[trial_id])
+        del self.open[trial_id]
+        return True
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         known = self.open.get(trial.config["id"])
-        if known is not None and not self.interrupted.is_set():
+        if known is not None and not self.interrupted.is_set() and not self._stopped(known.id):
             # Where Tune writes it; its get_pickled_error() looks in the storage folder, where it arrives later.
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
             if "The actor never ran" in str(error):
@@ -300,12 +327,17 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         self._end(trial.id, Outcome(row=replace(row, error_class=error_class, error=line, traceback=message)))
 
     def _end(self, trial_id: str, outcome: Outcome) -> None:
-        try:
+        with self._noting_failure():
             self.listener.ended(self.open[trial_id], outcome)
+        del self.open[trial_id]
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as failure:
             self.failure = failure  # a full disk, say: Tune would wrap it
             raise
-        del self.open[trial_id]
 
 
 class _Silence(TrialProgressCallback):  # type: ignore[misc]
@@ -344,6 +376,17 @@ class _ListSearcher(Searcher):  # type: ignore[misc]
 
 
 class _FirstInFirstOut(FIFOScheduler):  # type: ignore[misc]
+    """Starts the trials in order, and stops one when the listener says so."""
+
+    def __init__(self, watcher: _Watcher) -> None:
+        super().__init__()
+        self.watcher = watcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        epoch = result.get("epoch")
+        stop = epoch is not None and self.watcher.is_to_stop(trial.config["id"], epoch)
+        return FIFOScheduler.STOP if stop else FIFOScheduler.CONTINUE
+
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Leave the choice to Tune's controller, which starts waiting trials in order; the base scans all others."""
         return None

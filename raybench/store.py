@@ -25,11 +25,14 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from raybench.errors import UserError
-from raybench.records import DONE, OWN_COLUMN, SCHEMA_VERSION, EpochRow, Outcome, Predictions, TrialRow
+from raybench.prune import Decision
+from raybench.records import DONE, OWN_COLUMN, SCHEMA_VERSION, EpochRow, Outcome, Predictions, Stage, TrialRow
+from raybench.search import Ended
 from raybench.suite import Suite
 
 Kind = Literal["trials", "epochs", "predictions"]
 SNAPSHOT = "suite.json"
+PRUNING = "pruning.parquet"
 COMPACT_AT = 250
 """Files of single trials before they are merged: opening 10,000 small files takes half a minute."""
 MERGED = "merged-"
@@ -53,6 +56,7 @@ def _schema(row: type) -> pa.Schema:
 
 TRIALS = _schema(TrialRow)
 EPOCHS = _schema(EpochRow)
+DECISIONS = _schema(Decision)
 PREDICTIONS = pa.schema(
     [
         ("trial_id", pa.string()),
@@ -71,6 +75,8 @@ def axis_types(suite: Suite) -> dict[str, pa.DataType]:
     for axis in suite.axes:
         if axis.name not in OWN_COLUMN:
             labels = [*axis.labels, *(labels[axis.name] for labels, _ in suite.include)]
+            if axis.range:
+                labels = [axis.range.ends[0]]
             kinds = {type(label) for label in labels}
             kind = kinds.pop() if len(kinds) == 1 else float if kinds == {int, float} else str
             types[axis.name] = _ARROW[kind]
@@ -147,6 +153,28 @@ class Store:
         if self._written % COMPACT_AT == 0:
             self.compact()
 
+    def set_stages(self, stages: Mapping[str, Stage]) -> None:
+        """Make the stored rows say which stage their trials belong to: a search's winner comes to confirm itself."""
+        rows, _ = self.read("trials", ["trial_id", "stage"])
+        stored = dict(zip(rows["trial_id"], rows["stage"], strict=True))
+        wrong = {id_ for id_, stage in stages.items() if stored.get(id_, stage) != stage}
+        folder = self.folder / "trials"
+        files = [path for path in _singles(folder) if path.stem in wrong]
+        files += [path for path in _merged(folder) if wrong & _ids_in(path)]
+        for path in files:
+            table = pq.ParquetFile(path).read()
+            now = [
+                stages.get(id_, was)
+                for id_, was in zip(*(table[c].to_pylist() for c in ("trial_id", "stage")), strict=True)
+            ]
+            at = table.schema.get_field_index("stage")
+            _replace(path, _parquet(table.set_column(at, "stage", pa.array(now, pa.string()))))
+
+    def write_decisions(self, decisions: Sequence[Decision]) -> None:
+        """Keep what was decided at the rungs of a search, in place of what was kept before."""
+        table = pa.Table.from_pylist([dataclasses.asdict(decision) for decision in decisions], DECISIONS)
+        _replace(self.folder / PRUNING, _parquet(table))
+
     def compact(self) -> int:
         """Merge the files of the trials that are done; return how many trials were. What can be read stays the same.
 
@@ -189,6 +217,20 @@ class Store:
         rows, damaged = self.read("trials", ["trial_id", "status"])
         rows = rows[rows["status"].isin(DONE)]
         return dict(zip(rows["trial_id"], rows["status"], strict=True)), damaged
+
+    def ended(self, *, failed: bool = False) -> dict[str, Ended]:
+        """Return what `raybench.plan.expand` must know of the trials that are done, or that ``failed`` too."""
+        metrics = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
+        columns = ["trial_id", "status", "selection", "epochs", "draw", *OWN_COLUMN, *metrics, *self._axes]
+        rows, _ = self.read("trials", list(dict.fromkeys(columns)))
+        ended: dict[str, Ended] = {}
+        for row in rows.astype(object).where(rows.notna(), None).to_dict("records"):
+            if failed or row["status"] in DONE:
+                labels = None if row["draw"] is None else {name: row[name] for name in (*OWN_COLUMN, *self._axes)}
+                draw = None if row["draw"] is None else int(row["draw"])
+                value = row[row["selection"]]
+                ended[row["trial_id"]] = Ended(row["status"], value, int(row["epochs"]), draw, labels)
+        return ended
 
 
 def read_folder(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
@@ -234,11 +276,13 @@ def _merged(folder: Path) -> list[Path]:
 
 def _merged_ids(folder: Path) -> set[str]:
     """Return the trials whose rows lie in merged files; a damaged one says nothing here, and is reported when read."""
-    ids: set[str] = set()
-    for path in _merged(folder):
-        with contextlib.suppress(pa.ArrowException, OSError):
-            ids.update((pq.read_schema(path).metadata or {}).get(b"trials", b"").decode().split())
-    return ids
+    return set().union(*(_ids_in(path) for path in _merged(folder)))
+
+
+def _ids_in(merged: Path) -> set[str]:
+    with contextlib.suppress(pa.ArrowException, OSError):
+        return set((pq.read_schema(merged).metadata or {}).get(b"trials", b"").decode().split())
+    return set()
 
 
 def _read(files: Sequence[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:

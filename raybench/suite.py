@@ -17,8 +17,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from raybench.errors import SuiteError, UserError, did_you_mean
+from raybench.prune import Prune
 from raybench.records import STATISTICS, TrialRow
 from raybench.registry import DATASETS, check_augmentation_name, check_model_name
+from raybench.search import Confirm, Draw, Range
 from raybench.settings import (
     PARTIAL,
     SHORT,
@@ -54,7 +56,7 @@ PATHS = [
     *(f"dataset.{key}" for key in DatasetSettings.model_fields),
 ]
 """What an axis can set, but for the options of models."""
-GRID = ("compare", "search", "repeat", "zip", "include", "exclude")
+GRID = ("compare", "search", "repeat", "zip", "include", "exclude", "draw", "confirm")
 """Keys that decide how many trials there are."""
 TAKEN = frozenset({f.name for f in fields(TrialRow)} | STATISTICS)
 """Names of columns, in the results or in a table, that no axis may have."""
@@ -80,6 +82,9 @@ def _seeds(value: Any) -> Any:
 
 AxisValues = Annotated[
     list[Any] | dict[str, Any], PlainValidator(_axis_values, json_schema_input_type=list[Any] | dict[str, Any])
+]
+SearchValues = Annotated[
+    list[Any] | dict[str, Any], PlainValidator(_axis_values, json_schema_input_type=list[Any] | Range | dict[str, Any])
 ]
 Seeds = Annotated[
     int | list[int], PlainValidator(_seeds, json_schema_input_type=Annotated[int, Field(ge=1)] | list[int])
@@ -122,7 +127,19 @@ class SuiteFile(Section):
     train: TrainSettings = TrainSettings()  # type: ignore[call-arg]
     resources: Resources = Resources()  # type: ignore[call-arg]
     compare: dict[str, AxisValues] = Field({}, description="Axes that become rows of the table.")
-    search: dict[str, AxisValues] = Field({}, description="Axes that are tuned, such as lr.")
+    search: dict[str, SearchValues] = Field({}, description="Axes that are tuned, such as lr.")
+    draw: Draw | None = Field(
+        None, description="Let Optuna draw the points of `search` instead of trying all. A mapping."
+    )
+    prune: Prune | None = Field(
+        None,
+        description="Stop weak trials of the search early: `asha`, `median`, or a mapping. Not those that confirm.",
+    )
+    confirm: Confirm = Field(
+        "winner",
+        description="Where `search` has several points: `winner` searches with the first seed, and trains each cell's"
+        " best point with all of them; `none` searches with all seeds and reports every point.",
+    )
     repeat: Repeat = Repeat()
     zip: list[list[str]] = Field([], description="Groups of axes that go in step instead of being multiplied.")
     include: list[dict[str, Any]] = Field([], description="Points besides the grid: a value for every axis.")
@@ -138,6 +155,19 @@ class Axis:
     role: Role
     labels: Sequence[Label]
     assignments: Sequence[Assignments]
+    range: Range | None = None
+    """What its values are drawn from, where they are not listed."""
+
+    def find(self, value: Any) -> Label | None:
+        """Return the label that ``value`` names; on a range, any number."""
+        if self.range is None:
+            return find_label(self.labels, value)
+        number = _number(value)
+        return int(number) if number is not None and number.is_integer() and self.range.integer else number
+
+    def assigned(self, label: Label) -> Assignments:
+        """Return what a label changes in a trial's settings."""
+        return {full_path(self.name): label} if self.range else self.assignments[self.labels.index(label)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +190,14 @@ class Suite:
     overrides: Assignments = field(default_factory=dict)
     trials: int | None = None
     reference: tuple[dict[str, Any], ...] = ()
+    draw: Draw | None = None
+    prune: Prune | None = None
+    confirm: Confirm = "winner"
+
+    @property
+    def searches(self) -> bool:
+        """Whether there are several points to choose from."""
+        return self.draw is not None or any(axis.role == "search" and len(axis.labels) > 1 for axis in self.axes)
 
     def axis(self, name: str) -> Axis:
         return next(axis for axis in self.axes if axis.name == name)
@@ -239,6 +277,7 @@ def build(
         *(_axis(name, "search", values, base, complain) for name, values in file.search.items()),
     ]
     _check_axes(grid, overrides, complain)
+    _check_search(file, grid, complain)
     _check_zip(file.zip, grid, complain)
     if settings.model.name == NO_MODEL and not any({"model", "model.name"} & _paths(axis) for axis in grid):
         raise complain.at(["model"], "is missing: name one under `model:` or several under `compare: {model: [...]}`")
@@ -258,6 +297,9 @@ def build(
         overrides=overrides,
         trials=None if any(text.split("=")[0].split(".")[0].strip() in GRID for text in sets) else file.trials,
         reference=tuple(_reference(i, row, grid, complain) for i, row in enumerate(file.reference)),
+        draw=file.draw,
+        prune=file.prune,
+        confirm=file.confirm,
     )
 
 
@@ -336,6 +378,8 @@ def _axis(
     """
     labelled = isinstance(values, dict)
     path = _axis_path(name, role, labelled, complain)
+    if role == "search" and path and isinstance(values, dict) and "range" in values:
+        return _range_axis(name, path, values, base, complain)
     labels: list[Label] = []
     assigned: list[Assignments] = []
     for key, value in values.items() if isinstance(values, dict) else enumerate(values):
@@ -356,6 +400,19 @@ def _axis(
         labels.append(label)
         assigned.append(assignments)
     return Axis(name, role, tuple(labels), tuple(assigned))
+
+
+def _range_axis(name: str, path: str, values: dict[str, Any], base: dict[str, Any], complain: Complaints) -> Axis:
+    """Read an axis whose values are drawn."""
+    loc = ("search", name)
+    try:
+        drawn = Range.model_validate(values)
+    except ValidationError as failed:
+        at, message = first_complaint(failed, Range)
+        raise complain.at((*loc, *at), message) from None
+    for end in drawn.ends:
+        _checked({path: end}, base, complain, (*loc, "range"), path)
+    return Axis(name, "search", (), (), drawn)
 
 
 def _axis_path(name: str, role: Role, labelled: bool, complain: Complaints) -> str:
@@ -460,6 +517,28 @@ def _check_zip(groups: Sequence[Sequence[str]], axes: Sequence[Axis], complain: 
             raise complain.at(loc, "axes that go in step must all be in compare or all in search")
 
 
+def _check_search(file: SuiteFile, axes: Sequence[Axis], complain: Complaints) -> None:
+    """Refuse drawing and pruning that have nothing to choose from, or choose in two ways."""
+    search = [axis for axis in axes if axis.role == "search"]
+    for axis in search:
+        if axis.range and file.draw is None:
+            raise complain.at(("search", axis.name), "a range is drawn from: say how often, as in draw: {points: 10}")
+    if file.draw:
+        if not search:
+            raise complain.at(("draw",), "there is nothing to draw: name axes under search")
+        for i, group in enumerate(file.zip):
+            if any(axis.name in group for axis in search):
+                raise complain.at(("zip", i), "axes of search are drawn one by one: they cannot go in step")
+        for key, points in (("include", file.include), ("exclude", file.exclude)):
+            for i, point in enumerate(points):
+                if key == "include" or any(axis.name in point for axis in search):
+                    raise complain.at((key, i), "the points of search are drawn: none can be listed")
+    if file.prune and not any(axis.range or len(axis.labels) > 1 for axis in search):
+        raise complain.at(
+            ("prune",), "there is nothing to prune: only trials that differ in an axis of search compete, and none does"
+        )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Points of the grid
 
@@ -484,7 +563,7 @@ def _number(value: Any) -> float | None:
 
 
 def _label(axis: Axis, value: Any, complain: Complaints, loc: Loc) -> Label:
-    label = find_label(axis.labels, value)
+    label = axis.find(value)
     if label is None:
         raise complain.at(loc, f"{value!r} is no value of {axis.name}{did_you_mean(value, axis.labels[:50])}")
     return label

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ WIDEST = 10_000
 
 PROVENANCE = ("device", "dataset_fingerprint", "raybench_version", "torch_version")
 """What should be one and the same behind all trials of a cell."""
-NUMBERS = ("test_accuracy", "epochs", "train_images", "validation_images", "test_images")
+NUMBERS = ("test_accuracy", "epochs", "epochs_run", "train_images", "validation_images", "test_images")
 TEXTS = ("status", "error_class", "error", "validation", *PROVENANCE)
 
 
@@ -100,9 +101,9 @@ def summarize(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> Tabl
     ``train.best``. std is the sample standard deviation (ddof=1), None for one trial. ``epochs`` is the mean number
     of epochs trained, ``difference`` the measured minus the published mean.
     """
-    cells = list(plan.cells(trials))
-    planned = [trial for _, _, members in cells for trial in members]
-    stored = _stored(rows, cells)
+    cells = _cells(suite, trials)
+    shown = [trial for _, members in cells for trial in members]
+    stored = _stored(rows, [members for _, members in cells])
     finished = stored[stored["status"].isin(FINISHED)]
 
     by_cell = finished.groupby("cell")
@@ -111,24 +112,30 @@ def summarize(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> Tabl
     numbers = numbers.reindex(range(len(cells))).astype(object)
     measured = numbers.where(numbers.notna(), None).itertuples(index=False)
 
-    search = [name for i, name in enumerate(suite.names("search")) if len({point[i] for _, point, _ in cells}) > 1]
-    axes, named = [*suite.names("compare"), *search], suite.names("compare", "search")
+    search = suite.names("search") if suite.searches else []
+    search = [axis for axis in search if suite.confirm == "winner" or len({labels[axis] for labels, _ in cells}) > 1]
+    axes = [*suite.names("compare"), *search]
     keys = [key for key in PUBLISHED if any(key in reference for reference in suite.reference)]
     table: list[tuple[Label | None, ...]] = []
-    for (cell, point, members), (count, mean, *spread) in zip(cells, measured, strict=True):
-        labels = dict(zip(named, (*cell, *point), strict=True))
+    beside: list[Mapping[str, Any]] = []
+    for (labels, members), (count, mean, *spread) in zip(cells, measured, strict=True):
         published = _published(suite, labels)
+        beside.append(published)
         values = [*(labels[axis] for axis in axes), int(count or 0), len(members), mean, *spread]
         values += [published.get(key) for key in keys]
         if "mean" in keys:
             values.append(mean - published["mean"] if mean is not None and "mean" in published else None)
         table.append(tuple(values))
+    for published in suite.reference if suite.draw else ():
+        if published not in beside:  # points are not drawn twice: what was published stands below what was measured
+            blank = [None] * len(MEASURED), [published.get(key) for key in keys], [None] * ("mean" in keys)
+            table.append((*(published.get(axis) for axis in axes), *itertools.chain(*blank)))
 
     return Table(
         suite=suite.name,
         title=f"{suite.name}: {suite.about}" if suite.about else suite.name,
-        header=_header(stored, planned),
-        warnings=_warnings(stored, planned),
+        header=(*_header(stored, shown or trials), *_search(rows, suite, trials)),
+        warnings=_warnings(stored, trials),
         columns=(
             *(Column(axis, axis, align="left") for axis in axes),
             *MEASURED,
@@ -137,23 +144,83 @@ def summarize(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> Tabl
         ),
         rows=tuple(table),
         notes=(
-            *(f"{axis} is searched: each value is shown as it is, none was chosen and confirmed" for axis in search),
-            *_missing(stored, planned),
-            *_mixtures(finished, planned),
-            *_unplanned(rows, planned),
+            *(
+                f"{axis} is searched: each value is shown as it is, none was chosen and confirmed"
+                for axis in search
+                if suite.confirm == "none"
+            ),
+            *_missing(stored, shown),
+            *_open_search(rows, suite, trials),
+            *_mixtures(finished, shown),
+            *_unplanned(rows, trials),
         ),
     )
 
 
-def _stored(rows: pd.DataFrame, cells: Sequence[tuple[Any, Any, list[Trial]]]) -> pd.DataFrame:
+def _cells(suite: Suite, trials: Sequence[Trial]) -> list[tuple[dict[str, Label | None], list[Trial]]]:
+    """Return the rows of the table: their labels, and the trials whose accuracies they show.
+
+    Where winners are confirmed a row is a cell with its winner, and has no labels of ``search`` until one is known.
+    """
+    names = suite.names("compare", "search")
+    if not suite.searches or suite.confirm == "none":
+        return [(dict(zip(names, (*cell, *point), strict=True)), group) for cell, point, group in plan.cells(trials)]
+    rows: list[tuple[dict[str, Label | None], list[Trial]]] = []
+    for cell, members in plan.by_cell(trials).items():
+        confirm = [trial for trial in members if trial.stage == "confirm"]
+        point = confirm[0].point if confirm else [None] * len(suite.names("search"))
+        rows.append((dict(zip(names, (*cell, *point), strict=True)), confirm))
+    return rows
+
+
+def _search(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> list[str]:
+    """Say how the points of a search came about, how a winner was found, and what that cost."""
+    if not suite.searches:
+        return []
+    first = trials[0]
+    search = [trial for trial in trials if trial.stage == "search" or trial.seed == first.seed]
+    points = _listed(len({trial.point for trial in group}) for group in plan.by_cell(search).values())
+    axes, drawn = ", ".join(suite.names("search")), " drawn by Optuna" if suite.draw else ""
+    lines = []
+    if suite.confirm == "winner":
+        lines.append(
+            f"{axes}: in each cell the best of {points} points{drawn} by {first.settings['train']['best']} with seed"
+            f" {first.seed}, trained with every seed; the other points are in no number"
+        )
+    ended = _stored(rows, [search]).dropna(subset="status")
+    cost = f"search: {_count(len(ended), 'trial')}{drawn}, {_count(int(_epochs_run(ended).sum()), 'epoch')}"
+    pruned = ended[ended["status"] == "pruned"]
+    if suite.prune:
+        planned = sum(search[index].settings["train"]["epochs"] for index in pruned.index)
+        saved = f"{planned - int(_epochs_run(pruned).sum()):,}"
+        cost += f"; {len(pruned)} pruned by {suite.prune.name}, {saved} of their epochs not trained"
+    return [*lines, cost]
+
+
+def _epochs_run(stored: pd.DataFrame) -> pd.Series:
+    return stored["epochs_run"].fillna(0)
+
+
+def _open_search(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> list[str]:
+    """Say what is missing of a search whose winners are confirmed."""
+    search = [trial for trial in trials if trial.stage == "search"]
+    if not search or suite.confirm == "none":
+        return []
+    lines = [f"search: {line}" for line in _missing(_stored(rows, [search]), search) if not line.endswith("pruned")]
+    if not any(trial.stage == "confirm" for trial in trials):
+        lines.append("search: no winner is known yet")
+    return lines
+
+
+def _stored(rows: pd.DataFrame, cells: Sequence[Sequence[Trial]]) -> pd.DataFrame:
     """Return one row per planned trial, in the order of ``cells``: the index of its cell, and what is stored of it."""
-    planned = [(trial.id, cell) for cell, (_, _, members) in enumerate(cells) for trial in members]
+    planned = [(trial.id, cell) for cell, members in enumerate(cells) for trial in members]
     found = rows[["trial_id", *NUMBERS, *TEXTS]].drop_duplicates("trial_id", keep="last")
     stored = pd.DataFrame(planned, columns=["trial_id", "cell"]).merge(found, on="trial_id", how="left")
     return stored.astype(dict.fromkeys(NUMBERS, float))
 
 
-def _published(suite: Suite, labels: Mapping[str, Label]) -> dict[str, Any]:
+def _published(suite: Suite, labels: Mapping[str, Label | None]) -> dict[str, Any]:
     """Return the first reference row whose axes all have the cell's labels, or an empty one."""
     for reference in suite.reference:
         if all(labels.get(axis) == label for axis, label in reference.items() if axis not in Reference.model_fields):

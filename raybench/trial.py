@@ -21,7 +21,7 @@ import socket
 import time
 import traceback
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -33,6 +33,7 @@ from raybench import __version__, augment
 from raybench.data import TrialData, cache_folder, digest
 from raybench.errors import DataError, WeightsError
 from raybench.plan import Trial, stream
+from raybench.rates import is_better
 from raybench.records import OWN_COLUMN, EpochRow, ErrorClass, Outcome, Predictions, TrialRow
 from raybench.settings import HeldOut, TrialSettings
 from raybench.train import Diverged, History, Report, Statistics, Training, World
@@ -44,6 +45,7 @@ def run_trial(
     *,
     device: str = "cpu",
     world: World = World(),  # noqa: B008 - frozen
+    begun: Callable[[TrialRow], None] | None = None,
     report: Report | None = None,
     statistics: Statistics | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -55,6 +57,7 @@ def run_trial(
         data: its images, shared and read-only.
         device: ``cpu`` or ``cuda``.
         world: this process's place in the trial's worker group.
+        begun: called first, with the row as far as it is known then.
         report: called after each epoch. What it raises (Ray's stop is a `SystemExit`) passes through.
         statistics: what the augmentation fitted on the training images (`fit_augmentation`); fitted here if not given.
         provenance: further columns of `TrialRow` that only the caller knows.
@@ -72,6 +75,8 @@ def run_trial(
         **versions(),
         **(provenance or {}),
     )
+    if begun is not None:
+        begun(row)
     reporting = False
     seen: list[EpochRow] = []
 
@@ -92,7 +97,7 @@ def run_trial(
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if reporting:
             raise
-        row = dataclasses.replace(row, epochs=len(seen), wall_seconds=time.perf_counter() - clock)
+        row = dataclasses.replace(row, epochs=len(seen), epochs_run=len(seen), wall_seconds=time.perf_counter() - clock)
         return Outcome(row=failed(row, error), epochs=tuple(seen))
     return Outcome(
         row=_finished(row, history, time.perf_counter() - clock),
@@ -116,11 +121,39 @@ def planned_row(trial: Trial) -> TrialRow:
         seed=trial.seed,
         lr=settings.train.lr,
         axes={name: label for name, label in trial.labels.items() if name not in OWN_COLUMN},
+        stage=trial.stage,
+        draw=trial.draw,
         status="failed",
         selection=settings.train.best,
         validation=validation,
         settings=json.dumps(trial.settings, sort_keys=True),
     )
+
+
+def pruned(row: TrialRow, epochs: Sequence[EpochRow], at: int) -> Outcome:
+    """Return what is kept of a trial that lost at epoch ``at`` and had trained ``epochs``: its curve up to there."""
+    seen = epochs[:at]
+    if not (row.validation == "test" or json.loads(row.settings)["train"]["test_every_epoch"]):
+        # One that lost after its end has been tested; equal trials must leave the same.
+        seen = [dataclasses.replace(epoch, test_loss=None, test_accuracy=None) for epoch in seen]
+    best = seen[0]
+    for epoch in seen[1:]:
+        if is_better(row.selection, getattr(epoch, row.selection), getattr(best, row.selection)):
+            best = epoch
+    kept = dataclasses.replace(
+        row,
+        status="pruned",
+        epochs=at,
+        epochs_run=len(epochs),
+        best_epoch=best.epoch,
+        train_loss=best.train_loss,
+        train_accuracy=best.train_accuracy,
+        val_loss=best.val_loss,
+        val_accuracy=best.val_accuracy,
+        test_loss=None,
+        test_accuracy=None,
+    )
+    return Outcome(row=kept, epochs=tuple(seen))
 
 
 def failed(row: TrialRow, error: BaseException) -> TrialRow:
@@ -173,6 +206,7 @@ def _finished(row: TrialRow, history: History, wall_seconds: float) -> TrialRow:
         row,
         status="stopped_early" if history.stopped_early else "completed",
         epochs=len(history.epochs),
+        epochs_run=len(history.epochs),
         best_epoch=best.epoch,
         train_loss=best.train_loss,
         train_accuracy=best.train_accuracy,

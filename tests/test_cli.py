@@ -64,6 +64,7 @@ about: two models
 dataset: {name: digits}
 compare: {model: [mlp, small_cnn]}
 search: {lr: [1e-3, 1e-2]}
+confirm: none
 repeat: {seed: 2}
 """
 
@@ -74,7 +75,7 @@ def results(tmp_path: Path) -> Path:
     (tmp_path / "small.yaml").write_text(SUITE)
     suite = suites.load(tmp_path / "small.yaml")
     store = Store(tmp_path / "results", suite)
-    store.open({"document": suite.document, "source": suite.source, "sets": [], "only": [], "limit": None})
+    store.open({"document": suite.document, "source": suite.source, "sets": [], "only": {}, "limit": None})
     for trial in plan.expand(suite, {"model": ["mlp"], "lr": ["1e-3"]}):
         row = TrialRow(
             trial_id=trial.id,

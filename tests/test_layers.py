@@ -30,8 +30,8 @@ class Layer:
 
 LAYERS = {
     "light": Layer(
-        ("__init__", "errors", "registry", "settings", "yamlfile", "suite", "plan", "records"),
-        libraries=frozenset({"pydantic", "ruamel"}),
+        ("__init__", "errors", "registry", "settings", "yamlfile", "suite", "plan", "records", "search", "prune"),
+        libraries=frozenset({"pydantic", "ruamel", "optuna"}),
     ),
     "training": Layer(
         ("data", "datasets", "augment", "policies", "models", "backbones", "losses", "rates", "train", "trial", "job"),

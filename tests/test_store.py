@@ -40,6 +40,7 @@ compare:
   train.smoke: [true, false]
   variant: {plain: {}, "2": {train.epochs: 2}}
 search: {lr: [1e-3, 1e-2]}
+confirm: none
 repeat: {seed: 3}
 """
 ONE_AXIS = "{name: s, dataset: {name: digits}, model: mlp, compare: {model.width: %s}}"

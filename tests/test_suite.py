@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raybench.errors import SuiteError
-from raybench.plan import expand
+from raybench.plan import Choice, expand
 from raybench.registry import MODELS
 from raybench.suite import Suite, build, find_label, find_suite, load, shipped_suites
 from raybench.yamlfile import Complaints
@@ -174,8 +174,8 @@ def test_dotted_and_nested_overrides_are_one() -> None:
 
 SEEDS = "must be a number of seeds, or a list of different seeds from 0 up"
 KEYS = (
-    "name, about, trials, imports, dataset, model, augmentation, train, resources, compare, search, repeat, zip,"
-    " include, exclude, reference"
+    "name, about, trials, imports, dataset, model, augmentation, train, resources, compare, search, draw, prune,"
+    " confirm, repeat, zip, include, exclude, reference"
 )
 
 
@@ -481,7 +481,9 @@ GRID = {"compare": "{model: [mlp, small_cnn]}", "search": "{lr: [1e-3, 1e-2], ba
         ),
         (
             {"trials": "5"},
-            " trials: says 5, but the axes give 16 (model 2 x lr 2 x batch_size 2 x seed 2)",
+            " trials: says 5, but the axes give 10 (model 2 x lr 2 x batch_size 2 searched with one"
+            " seed, each winner with"
+            " seed 2)",
         ),
         (
             {"search": "{v: {a: {}, b: {lr: 1e-3}}}"},
@@ -710,12 +712,12 @@ def test_a_shipped_suite_is_whole(path: Path) -> None:
     read = load(path)
     trials = expand(read)
     assert read.name == path.stem
-    assert len(trials) == read.trials, "`trials` says how many there are"
+    assert Choice(read).planned() == read.trials, "`trials` says how many there are"
     assert read.about
     header = path.read_text(encoding="utf-8").partition("\nname:")[0].splitlines()
     assert header[0] == "# yaml-language-server: $schema=raybench.schema.json"
     assert all(line.startswith("#") for line in header)
     assert any(line.startswith("# What       ") for line in header)
     assert f"# Command    raybench run suites/{path.name}" in header
-    for row in read.reference:
+    for row in read.reference if read.draw is None else ():
         assert any(all(trial.labels.get(axis, label) == label for axis, label in row.items()) for trial in trials)

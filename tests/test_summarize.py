@@ -252,7 +252,7 @@ repeat: {{seed: 100}}
 
 
 def test_every_point_of_a_search_is_a_row_and_marked(tmp_path: Path) -> None:
-    suite, trials = load(tmp_path, SUITE, "search.lr=[1e-2,1e-3]", "repeat.seed=1")
+    suite, trials = load(tmp_path, SUITE, "search.lr=[1e-2,1e-3]", "repeat.seed=1", "confirm=none")
     table = summarize(frame([finished(trial, i / 4) for i, trial in enumerate(trials)]), suite, trials)
     keys = ("model", "lr", "n", "mean", "published_mean")
     assert [tuple(row[key] for key in keys) for row in objects(table)] == [
