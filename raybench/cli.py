@@ -252,6 +252,9 @@ def run(
 @suite_options
 @results_option
 @click.option("--json", "as_json", is_flag=True, help="Print every trial as JSON instead.")
+@click.option(
+    "--changes", is_flag=True, help="Print what changes from each cell to the next instead: setting, before, after."
+)
 def plan(
     suite: str,
     sets: tuple[str, ...],
@@ -260,6 +263,7 @@ def plan(
     smoke: bool,
     results: Path,
     as_json: bool,
+    changes: bool,
 ) -> None:
     """Show what a suite would run: cells, trials, resources, and what is done already. Nothing is trained."""
     from raybench import plan as planning
@@ -279,6 +283,7 @@ def plan(
         print(json.dumps(listed, indent=1))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table as Grid
 
     out = Console(highlight=False)
@@ -287,6 +292,16 @@ def plan(
     axes = [*loaded.names("compare"), *loaded.names("search")]
     for axis in axes:
         grid.add_column(axis)
+    if changes:
+        for column in ("setting", "before", "after"):
+            grid.add_column(column, overflow="fold")
+        for trial, changed in planning.changes(trials):
+            named = [*map(str, (*trial.cell, *trial.point))]
+            for texts in changed or [("", "", "")]:
+                grid.add_row(*named, *map(escape, texts))
+                named = [""] * len(axes)
+        out.print(grid)
+        return
     grid.add_column("seeds", justify="right")
     grid.add_column("done", justify="right")
     grid.add_column("left", justify="right")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from raybench.backbones import needs_pretrained
 from raybench.errors import DataError
 from raybench.job import Job, prepare, source_key
 from raybench.live import Watch
@@ -45,6 +46,8 @@ def run_missing(suite: Suite, trials: Sequence[Trial], store: Store, options: Op
     console.print(f"{count} ({sizes(suite)}): {len(trials) - len(todo)} finished, {len(todo)} to run")
     if not todo:
         return True
+    if any(trial.settings["train"]["smoke"] and needs_pretrained(trial.typed().model) for trial in todo):
+        console.print("smoke run: pretrained weights are not loaded")
     with console.status("preparing") as status:
         job = prepare(suite, todo, options.data_dir, status.update)
         _refuse_other_data(job, store)

@@ -613,4 +613,8 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of suite files, for editors."""
     schema = SuiteFile.model_json_schema()
     schema["title"] = "raybench suite"
-    return schema
+    # What a file needs may come from one that it extends.
+    schema["required"].remove("dataset")
+    del schema["$defs"]["DatasetSettings"]["required"]
+    whole = {"required": ["dataset"], "properties": {"dataset": {"required": ["name"]}}}
+    return {**schema, "anyOf": [whole, {"required": ["extends"]}]}

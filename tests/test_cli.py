@@ -251,6 +251,16 @@ def test_plan_of_a_part(raybench: Raybench, options: list[str], labels: list[tup
     assert [tuple(trial["labels"].values()) for trial in listed] == labels
 
 
+def test_plan_of_changes_is_a_table_of_settings(raybench: Raybench) -> None:
+    status, out, err = raybench("plan", "quickstart", "--changes", "--only", "augmentation=mild", "--only", "seed=0")
+    assert (status, err) == (0, "")
+    assert [line.split() for line in out.splitlines()[1:]] == [
+        ["model", "augmentation", "setting", "before", "after"],
+        ["mlp", "mild"],
+        ["small_cnn", "mild", "model.name", "mlp", "small_cnn"],
+    ]
+
+
 def test_plan_of_a_smoke_run_is_another(raybench: Raybench) -> None:
     plain, smoke = (json.loads(raybench("plan", "quickstart", "--json", *more).out) for more in ([], ["--smoke"]))
     assert not {trial["trial_id"] for trial in plain} & {trial["trial_id"] for trial in smoke}

@@ -22,7 +22,7 @@ import rich_click as click
 from raybench import records, registry
 from raybench.plan import expand
 from raybench.records import EpochRow, Predictions, TrialRow
-from raybench.suite import build, json_schema, load
+from raybench.suite import SuiteFile, build, load
 from raybench.yamlfile import Complaints, parse_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,7 @@ COLUMNS = {
 
 def keys_table() -> str:
     """Return every key of a suite as a Markdown table, from the JSON Schema."""
-    schema = json_schema()
+    schema = SuiteFile.model_json_schema()
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, kind, default, meaning in _keys(schema, schema["$defs"], ""):
         lines.append(f"| `{key}` | {kind} | {default} | {meaning} |")

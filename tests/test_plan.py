@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from raybench.errors import SuiteError
-from raybench.plan import MAX_TRIALS, Trial, cells, count, expand, identity, sizes, stream
+from raybench.plan import MAX_TRIALS, Trial, cells, changes, count, expand, identity, sizes, stream
 from raybench.settings import TrialSettings
 from raybench.suite import Suite, build
 from raybench.yamlfile import Complaints, parse_yaml
@@ -415,3 +415,37 @@ def test_many_trials_are_planned() -> None:
     trials = plan(HEAD + f"search: {{model.width: {list(range(500))}}}\nrepeat: {{seed: 20}}")
     assert len({trial.id for trial in trials}) == 10_000 < MAX_TRIALS
     assert trials[-1].name == "499/s19"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changes
+
+
+def test_changes_from_cell_to_cell() -> None:
+    text = HEAD + (
+        "compare:\n  v:\n    a: {model: mlp}\n    b: {model: {name: mlp, hidden: [8, 4]}, train: {lr: 0.01}}\n"
+        "    c: {model: small_cnn, train: {early_stopping: {patience: 3}}, augmentation: [flip]}\n"
+        "search: {batch_size: [32, 8]}\nrepeat: {seed: 2}\n"
+    )
+    found = [((*trial.cell, *trial.point), changed) for trial, changed in changes(plan(text))]
+    assert found == [
+        (("a", 32), []),
+        (("a", 8), [("train.batch_size", "32", "8")]),
+        (
+            ("b", 32),
+            [("model.hidden", "–", "[8, 4]"), ("train.batch_size", "8", "32"), ("train.lr", "0.001", "0.01")],
+        ),
+        (("b", 8), [("train.batch_size", "32", "8")]),
+        (
+            ("c", 32),
+            [
+                ("model.name", "mlp", "small_cnn"),
+                ("model.hidden", "[8, 4]", "–"),
+                ("augmentation", '[{"name": "none"}]', '[{"name": "flip"}]'),
+                ("train.batch_size", "8", "32"),
+                ("train.lr", "0.01", "0.001"),
+                ("train.early_stopping", "null", '{"metric": "val_accuracy", "patience": 3, "min_delta": 0.0}'),
+            ],
+        ),
+        (("c", 8), [("train.batch_size", "32", "8")]),
+    ]

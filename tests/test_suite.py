@@ -217,7 +217,7 @@ def test_a_file_changes_what_it_extends() -> None:
 
 
 def test_what_two_places_share_is_changed_in_one() -> None:
-    shared = "name: p\ndataset: {name: digits}\nmodel: mlp\ncompare:\n  v:\n    a: {train: &t {epochs: 1}}\n    b: {train: *t, lr: 1}\n"
+    shared = "dataset: {name: digits}\nmodel: mlp\ncompare: {v: {a: {train: &t {epochs: 1}}, b: {train: *t, lr: 1}}}\n"
     read = extending("extends: p.yaml\nname: s\ncompare: {v: {b: {train: {epochs: 2}}}}\n", p=shared)
     assert read.axis("v").assignments == ({"train.epochs": 1}, {"train.epochs": 2, "train.lr": 1})
 
@@ -307,8 +307,8 @@ def test_a_mistake_in_what_is_extended(text: str, message: str) -> None:
 
 SEEDS = "must be a number of seeds, or a list of different seeds from 0 up"
 KEYS = (
-    "extends, name, about, trials, imports, dataset, model, augmentation, train, resources, compare, search, repeat, zip,"
-    " include, exclude, reference"
+    "extends, name, about, trials, imports, dataset, model, augmentation, train, resources, compare, search, repeat,"
+    " zip, include, exclude, reference"
 )
 
 
@@ -833,23 +833,3 @@ def test_smoke_runs_are_apart() -> None:
     assert not {trial.id for trial in expand(plain)} & {trial.id for trial in expand(smoke)}
     assert all(trial.settings["train"]["smoke"] for trial in expand(smoke))
     assert suite("train.smoke=true").name == "s-smoke"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Shipped suites
-
-
-@pytest.mark.parametrize("path", shipped_suites().values(), ids=lambda path: path.stem)
-def test_a_shipped_suite_is_whole(path: Path) -> None:
-    read = load(path)
-    trials = expand(read)
-    assert read.name == path.stem
-    assert len(trials) == read.trials, "`trials` says how many there are"
-    assert read.about
-    header = path.read_text(encoding="utf-8").partition("\nname:")[0].splitlines()
-    assert header[0] == "# yaml-language-server: $schema=raybench.schema.json"
-    assert all(line.startswith("#") for line in header)
-    assert any(line.startswith("# What       ") for line in header)
-    assert f"# Command    raybench run suites/{path.name}" in header
-    for row in read.reference:
-        assert any(all(trial.labels.get(axis, label) == label for axis, label in row.items()) for trial in trials)
