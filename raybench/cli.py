@@ -426,13 +426,12 @@ def list_(kind: str, pattern: str | None) -> None:
     grid = Grid(box=None, header_style="bold", pad_edge=False)
     if kind == "suites":
         from raybench.plan import count
-        from raybench.suite import load, shipped_suites
+        from raybench.suite import load, report_of, shipped_suites
 
-        for column in ("suite", "trials", "about"):
+        for column in ("report", "suite", "trials", "about"):
             grid.add_column(column, justify="right" if column == "trials" else "left")
-        for name, path in shipped_suites().items():
-            suite = load(path)
-            grid.add_row(name, str(suite.trials or count(suite)), suite.about)
+        for suite in sorted(map(load, shipped_suites().values()), key=report_of):
+            grid.add_row(report_of(suite) or "–", suite.name, str(suite.trials or count(suite)), suite.about)
     else:
         entries = {"models": registry.MODELS, "augmentations": registry.AUGMENTATIONS, "datasets": registry.DATASETS}[
             kind

@@ -186,6 +186,12 @@ def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
 
 
+def report_of(suite: Suite) -> str:
+    """Return the number of the report that a suite is from, which its ``about`` names, or nothing."""
+    found = re.search(r"\(report (\d+)", suite.about)
+    return found[1] if found else ""
+
+
 def find_suite(name: str) -> Path:
     """Return the file called ``name``: a path, or the name of a suite that ships with raybench."""
     path = Path(name)
