@@ -19,7 +19,6 @@ from test_datasets import noise, write_image, write_parquet
 from raybench import cli, plan
 from raybench.backbones import needs_pretrained
 from raybench.datasets import CIFAR10, CINIC10
-from raybench.job import check_options
 from raybench.store import Store
 from raybench.suite import json_schema, load, report_of, shipped_suites
 from raybench.summarize import PUBLISHED
@@ -47,7 +46,6 @@ def test_a_suite_is_whole(path: Path) -> None:
     assert read.about
     for row in read.reference:
         assert any(all(trial.labels.get(axis, label) == label for axis, label in row.items()) for trial in trials)
-    check_options(read, trials)
     jsonschema.validate(document(path), json_schema())
 
 
