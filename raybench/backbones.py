@@ -164,6 +164,21 @@ def build_timm(
     return complete.train()
 
 
+def without_pretrained(model: ModelSettings) -> ModelSettings:
+    """Return a model whose ``pretrained`` weights are random, and which is otherwise built as with them."""
+    if not needs_pretrained(model):
+        return model
+    options = {**model.options, "pretrained": False}
+    if options.get("normalize") is None and not is_plain(**options):
+        options["normalize"] = True
+    return ModelSettings(name=model.name, **options)
+
+
+def needs_pretrained(model: ModelSettings) -> bool:
+    """Whether timm is asked for the weights that it names for a model."""
+    return model.name.startswith(TIMM) and bool(model.options.get("pretrained"))
+
+
 def is_plain(**options: Any) -> bool:
     """Whether a model of timm with these options is timm's own network, classifier and all."""
     return all(options.get(option) is None for option in ("head", "size", "normalize"))

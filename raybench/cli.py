@@ -251,6 +251,9 @@ def run(
 @suite_options
 @results_option
 @click.option("--json", "as_json", is_flag=True, help="Print every trial as JSON instead.")
+@click.option(
+    "--changes", is_flag=True, help="Print what changes from each cell to the next instead: setting, before, after."
+)
 def plan(
     suite: str,
     sets: tuple[str, ...],
@@ -259,6 +262,7 @@ def plan(
     smoke: bool,
     results: Path,
     as_json: bool,
+    changes: bool,
 ) -> None:
     """Show what a suite would run: cells, trials, resources, and what is done already. Nothing is trained."""
     from raybench import plan as planning
@@ -280,6 +284,7 @@ def plan(
         print(json.dumps(listed, indent=1))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table as Grid
 
     out = Console(highlight=False)
@@ -288,6 +293,16 @@ def plan(
     axes = [*loaded.names("compare"), *loaded.names("search")]
     for axis in axes:
         grid.add_column(axis)
+    if changes:
+        for column in ("setting", "before", "after"):
+            grid.add_column(column, overflow="fold")
+        for trial, changed in planning.changes(trials):
+            named = [*map(str, (*trial.cell, *trial.point))]
+            for texts in changed or [("", "", "")]:
+                grid.add_row(*named, *map(escape, texts))
+                named = [""] * len(axes)
+        out.print(grid)
+        return
     if loaded.searches:
         grid.add_column("stage")
     grid.add_column("seeds", justify="right")
@@ -417,14 +432,13 @@ def list_(kind: str, pattern: str | None) -> None:
 
     grid = Grid(box=None, header_style="bold", pad_edge=False)
     if kind == "suites":
-        from raybench.plan import count
-        from raybench.suite import load, shipped_suites
+        from raybench.plan import Choice
+        from raybench.suite import load, report_of, shipped_suites
 
-        for column in ("suite", "trials", "about"):
+        for column in ("report", "suite", "trials", "about"):
             grid.add_column(column, justify="right" if column == "trials" else "left")
-        for name, path in shipped_suites().items():
-            suite = load(path)
-            grid.add_row(name, str(suite.trials or count(suite)), suite.about)
+        for suite in sorted(map(load, shipped_suites().values()), key=report_of):
+            grid.add_row(report_of(suite) or "–", suite.name, str(Choice(suite).planned()), suite.about)
     else:
         entries = {"models": registry.MODELS, "augmentations": registry.AUGMENTATIONS, "datasets": registry.DATASETS}[
             kind

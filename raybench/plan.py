@@ -480,3 +480,24 @@ def restore(kept: Any, where: str) -> Choice:
         return choice
     except (SuiteError, KeyError, TypeError, AttributeError) as error:
         raise SuiteError(f"{where}: is not what a run keeps of its suite ({error}): run the suite again") from None
+
+
+def changes(trials: Sequence[Trial]) -> Iterator[tuple[Trial, list[tuple[str, str, str]]]]:
+    """Yield a trial of every cell, in the suite's order, and the settings in which it differs from the cell before:
+    their dotted paths, the value before and the value now.
+
+    Keys that a suite leaves out have their defaults; an option of a model that a cell does not give is an en dash.
+    """
+    before: dict[str, Any] | None = None
+    for _, _, (trial, *_) in cells(trials):
+        yield trial, [] if before is None else list(_differences(before, trial.settings))
+        before = trial.settings
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(key, "–"), new.get(key, "–"), f"{path}.{key}".lstrip("."))
+    elif old != new:
+        before, after = (value if isinstance(value, str) else json.dumps(value) for value in (old, new))
+        yield path, before, after

@@ -40,7 +40,7 @@ from raybench.settings import (
     put,
     wrong_key,
 )
-from raybench.yamlfile import Complaints, parse_yaml
+from raybench.yamlfile import Complaints, Marks, parse_yaml
 
 Label = str | int | float | bool
 Role = Literal["compare", "search", "repeat"]
@@ -58,6 +58,8 @@ PATHS = [
 """What an axis can set, but for the options of models."""
 GRID = ("compare", "search", "repeat", "zip", "include", "exclude", "draw", "confirm")
 """Keys that decide how many trials there are."""
+OWN = ("name", "about", "trials")
+"""Keys that say what a file itself is: one that extends it does not have them from it."""
 TAKEN = frozenset({f.name for f in fields(TrialRow)} | STATISTICS)
 """Names of columns, in the results or in a table, that no axis may have."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
@@ -117,6 +119,9 @@ class Reference(BaseModel):
 class SuiteFile(Section):
     """The keys of a suite file."""
 
+    extends: str | list[str] = Field(
+        [], description="A suite file, or several, that this one changes; relative to this file."
+    )
     name: str = Field(pattern=NAME, description="Also the folder below --results.")
     about: str = Field("", description="One line for people.")
     trials: int | None = Field(None, ge=1, description="What the axes must multiply to.")
@@ -172,7 +177,8 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A suite that was checked. ``document`` is the file's content after ``--set``, enough to load it again."""
+    """A suite that was checked. ``document`` is the content of its file, and of those it extends, after ``--set``:
+    enough to load it again."""
 
     name: str
     about: str
@@ -218,6 +224,12 @@ def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
 
 
+def report_of(suite: Suite) -> str:
+    """Return the number of the report that a suite is from, which its ``about`` names, or nothing."""
+    found = re.search(r"\(report (\d+)", suite.about)
+    return found[1] if found else ""
+
+
 def find_suite(name: str) -> Path:
     """Return the file called ``name``: a path, or the name of a suite that ships with raybench."""
     path = Path(name)
@@ -235,16 +247,78 @@ def load(path: Path, sets: Sequence[str] = (), *, smoke: bool = False) -> Suite:
     Raises:
         SuiteError: naming file, line, column, the key, and what would have been right.
     """
+    document, marks = _read(path, ())
+    return build(document, Complaints(str(path), marks), path.parent, [*sets, *(["train.smoke=true"] if smoke else [])])
+
+
+def _read(path: Path, extending: tuple[Path, ...]) -> tuple[dict[str, Any], Marks]:
+    """Return what the file at ``path`` says, on top of what those say that it extends, and where each key stands.
+
+    ``extending`` are the files that led here, each extending the next. Published numbers come from all files that are
+    extended, unless this one gives its own.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise SuiteError(f"{path}: cannot be read: not a text file (UTF-8)") from None
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read: {error.strerror or error}") from None
-    document, marks = parse_yaml(text, str(path))
-    if not isinstance(document, dict):
+    own, marks = parse_yaml(text, str(path))
+    if not isinstance(own, dict):
         raise SuiteError(f"{path}:1:1: a suite is a mapping with name, dataset, compare, ...")
-    return build(document, Complaints(str(path), marks), path.parent, [*sets, *(["train.smoke=true"] if smoke else [])])
+    chain = (*extending, path)
+    document: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for below in _extended(own.pop("extends", []), chain, Complaints(str(path), marks)):
+        theirs, where = _read(below, chain)
+        rows = document.get("reference")
+        shift = len(rows) if isinstance(rows, list) else 0
+        document = _merged(document, {key: value for key, value in theirs.items() if key not in OWN}, places)
+        places |= {_behind(key, shift): place for key, place in where.items() if key not in OWN}
+    if "reference" in own:
+        document.pop("reference", None)
+    return _merged(document, own, places), {**places, **marks}
+
+
+def _extended(named: Any, chain: tuple[Path, ...], complain: Complaints) -> Iterable[Path]:
+    """Yield the files that the last file of ``chain`` extends; each file of the chain extends the next."""
+    several = isinstance(named, list)
+    for index, name in enumerate(named if several else [named]):
+        loc: Loc = ("extends", index) if several else ("extends",)
+        if not isinstance(name, str):
+            raise complain.at(loc, f"{name!r} is not right: must be the name of a suite file, or a list of them")
+        file = chain[-1].parent / name
+        if not file.is_file():
+            beside = [other.name for other in file.parent.glob("*.yaml")]
+            raise complain.at(loc, f"no suite file {file}{did_you_mean(file.name, beside)}")
+        if any(file.samefile(above) for above in chain):
+            raise complain.at(loc, f"goes in a circle: {' -> '.join(str(above) for above in (*chain, file))}")
+        yield file
+
+
+def _merged(below: dict[str, Any], over: dict[str, Any], places: dict[str, str], path: str = "") -> dict[str, Any]:
+    """Return ``below`` with what ``over`` says; ``places`` loses the keys that are replaced.
+
+    As in an axis (see `flatten`), a mapping without a ``name`` changes the keys it lists; anything else replaces what
+    was there, but for rows of ``reference``, which are added.
+    """
+    result = dict(below)
+    for key, value in over.items():
+        there, at = result.get(key), f"{path}.{key}".lstrip(".")
+        if isinstance(there, dict) and isinstance(value, dict) and "name" not in value:
+            result[key] = _merged(there, value, places, at)
+        elif at == "reference" and isinstance(there, list) and isinstance(value, list):
+            result[key] = [*there, *value]
+        else:
+            result[key] = value
+            for gone in [known for known in places if f"{known}.".startswith(f"{at}.")]:
+                del places[gone]
+    return result
+
+
+def _behind(key: str, rows: int) -> str:
+    """Return the path of a key of ``reference`` that has moved behind so many other rows."""
+    return re.sub(r"^reference\.(\d+)", lambda row: f"reference.{int(row[1]) + rows}", key)
 
 
 def build(
@@ -349,6 +423,8 @@ def _apply_sets(document: dict[str, Any], sets: Sequence[str], complain: Complai
             raise SuiteError(
                 f"--set {text}: unknown key {root!r}{did_you_mean(root, [*SuiteFile.model_fields, *SHORT])}"
             )
+        if root == "extends":
+            raise SuiteError(f"--set {text}: only a file can say which files it extends")
         value, _ = parse_yaml(value_text, f"--set {text}")
         # An axis may itself be called `model.blocks`, so below compare and search the rest is one key.
         axis = root in ("compare", "search") and rest
@@ -622,4 +698,8 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of suite files, for editors."""
     schema = SuiteFile.model_json_schema()
     schema["title"] = "raybench suite"
-    return schema
+    # What a file needs may come from one that it extends.
+    schema["required"].remove("dataset")
+    del schema["$defs"]["DatasetSettings"]["required"]
+    whole = {"required": ["dataset"], "properties": {"dataset": {"required": ["name"]}}}
+    return {**schema, "anyOf": [whole, {"required": ["extends"]}]}

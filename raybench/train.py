@@ -94,8 +94,10 @@ class Training:
         self.augmentation.load(statistics, device)
 
         torch.manual_seed(stream(seed, "weights"))
-        model = models.build(settings.model, data.shape, self.classes)
-        self.weights_fingerprint = models.weights_fingerprint(settings.model, model)
+        # A smoke run's numbers mean nothing: it needs no download.
+        chosen = backbones.without_pretrained(settings.model) if self.train.smoke else settings.model
+        model = models.build(chosen, data.shape, self.classes)
+        self.weights_fingerprint = models.weights_fingerprint(chosen, model)
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.steps = 0
         # Dropout draws from torch's own stream; every process of a group needs another one.

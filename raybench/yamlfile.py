@@ -12,8 +12,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from raybench.errors import SuiteError
 
-Marks = Mapping[str, tuple[int, int]]
-"""Dotted path of a key -> its line and column, from 1. ``a.b: 1`` and ``a: {b: 1}`` are one path."""
+Marks = Mapping[str, str]
+"""Dotted path of a key -> where it stands, as ``file:line:column``. ``a.b: 1`` and ``a: {b: 1}`` are one path."""
 
 
 class Complaints:
@@ -37,8 +37,8 @@ class Complaints:
         ]
         if said:
             return SuiteError(f"--set {self.said_by[said[0]]}: {key}: {message}")
-        line, column = next((self.marks[path] for path in above if path in self.marks), (1, 1))
-        return SuiteError(f"{self.source}:{line}:{column}: {key}: {message}")
+        place = next((self.marks[path] for path in above if path in self.marks), f"{self.source}:1:1")
+        return SuiteError(f"{place}: {key}: {message}")
 
 
 def _above(key: str) -> Iterator[str]:
@@ -77,7 +77,7 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Marks]:
         root = yaml.compose(text)
         if root is None:
             return None, {}
-        return yaml.constructor.construct_document(root), dict(_marks(root))
+        return yaml.constructor.construct_document(root), dict(_marks(root, source))
     except MarkedYAMLError as error:
         if mark := error.problem_mark or error.context_mark:
             where = f"{mark.line + 1}:{mark.column + 1}"
@@ -91,14 +91,18 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Marks]:
     raise SuiteError(f"{source}:{where}: not valid YAML: {' '.join(problem.split())}")
 
 
-def _marks(node: Node, path: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield (dotted path, (line, column)) of everything in ``node``."""
-    yield path, (node.start_mark.line + 1, node.start_mark.column + 1)
+def _marks(node: Node, source: str, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, ``file:line:column``) of everything in ``node``."""
+    yield path, _place(node, source)
     if isinstance(node, MappingNode):
         for key, value in node.value:
             below = f"{path}.{key.value}".lstrip(".")
-            yield from _marks(value, below)
-            yield below, (key.start_mark.line + 1, key.start_mark.column + 1)
+            yield from _marks(value, source, below)
+            yield below, _place(key, source)
     elif isinstance(node, SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _marks(value, f"{path}.{index}")
+            yield from _marks(value, source, f"{path}.{index}")
+
+
+def _place(node: Node, source: str) -> str:
+    return f"{source}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"

@@ -489,6 +489,34 @@ def test_notes_say_what_weights_a_model_starts_from(options, expected):
     assert backbones.notes(ModelSettings(**options)) == expected
 
 
+# Without pretrained weights
+
+
+@pytest.mark.parametrize(
+    ("options", "without"),
+    [
+        ({"pretrained": True}, {"pretrained": False}),
+        ({"pretrained": True, "head": {}}, {"pretrained": False, "head": {}, "normalize": True}),
+        ({"pretrained": True, "size": 64}, {"pretrained": False, "size": 64, "normalize": True}),
+        ({"pretrained": True, "normalize": False}, {"pretrained": False, "normalize": False}),
+        ({"weights": "w.pt", "head": {}}, {"weights": "w.pt", "head": {}}),
+        ({}, {}),
+    ],
+)
+def test_without_pretrained_weights_a_model_is_otherwise_the_same(options, without):
+    model = backbones.without_pretrained(ModelSettings(name=SMALL, **options))
+    assert (model.name, model.options) == (SMALL, without)
+    if "weights" not in options:
+        whole, random = outline(SMALL, **options), outline(SMALL, **without)
+        assert str(whole) == str(random)
+        assert [b.shape for b in whole.buffers()] == [b.shape for b in random.buffers()]
+
+
+def test_an_option_of_other_models_is_theirs():
+    model = ModelSettings(name="mine", pretrained=True)
+    assert backbones.without_pretrained(model) is model
+
+
 # Weights
 
 

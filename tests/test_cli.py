@@ -252,6 +252,16 @@ def test_plan_of_a_part(raybench: Raybench, options: list[str], labels: list[tup
     assert [tuple(trial["labels"].values()) for trial in listed] == labels
 
 
+def test_plan_of_changes_is_a_table_of_settings(raybench: Raybench) -> None:
+    status, out, err = raybench("plan", "quickstart", "--changes", "--only", "augmentation=mild", "--only", "seed=0")
+    assert (status, err) == (0, "")
+    assert [line.split() for line in out.splitlines()[1:]] == [
+        ["model", "augmentation", "setting", "before", "after"],
+        ["mlp", "mild"],
+        ["small_cnn", "mild", "model.name", "mlp", "small_cnn"],
+    ]
+
+
 def test_plan_of_a_smoke_run_is_another(raybench: Raybench) -> None:
     plain, smoke = (json.loads(raybench("plan", "quickstart", "--json", *more).out) for more in ([], ["--smoke"]))
     assert not {trial["trial_id"] for trial in plain} & {trial["trial_id"] for trial in smoke}
@@ -347,7 +357,6 @@ cli.main()
         ("models", [*MODELS.names(), "timm:<name>"]),
         ("augmentations", [*AUGMENTATIONS.names(), "torchvision:<name>", "timm:<policy>"]),
         ("datasets", DATASETS.names()),
-        ("suites", list(suites.shipped_suites())),
     ],
 )
 def test_list_names_everything_and_says_what_it_is(raybench: Raybench, kind: str, names: list[str]) -> None:
@@ -356,6 +365,17 @@ def test_list_names_everything_and_says_what_it_is(raybench: Raybench, kind: str
     lines = [line.split() for line in out.splitlines() if not line.startswith(" ")]
     assert [words[0] for words in lines[1:]] == names
     assert all(len(words) > 2 for words in lines[1:])
+
+
+def test_list_orders_suites_by_report(raybench: Raybench) -> None:
+    status, out, err = raybench("list", "suites")
+    assert (status, err) == (0, "")
+    lines = [line.split() for line in out.splitlines() if not line.startswith(" ")]
+    assert lines[0] == ["report", "suite", "trials", "about"]
+    assert lines[1][:3] == ["–", "quickstart", "12"]
+    assert sorted(line[1] for line in lines[1:]) == sorted(suites.shipped_suites())
+    assert [line[0] for line in lines[2:]] == sorted(line[0] for line in lines[2:])
+    assert ["000", "table1", "45", "CIFAR-10,"] in [line[:4] for line in lines]
 
 
 def test_schema_is_the_file_beside_the_suites(raybench: Raybench) -> None:

@@ -22,7 +22,7 @@ import rich_click as click
 from raybench import records, registry
 from raybench.plan import expand
 from raybench.records import EpochRow, Predictions, TrialRow
-from raybench.suite import build, json_schema, load
+from raybench.suite import SuiteFile, build, load, report_of, shipped_suites
 from raybench.yamlfile import Complaints, parse_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,7 @@ COLUMNS = {
 
 def keys_table() -> str:
     """Return every key of a suite as a Markdown table, from the JSON Schema."""
-    schema = json_schema()
+    schema = SuiteFile.model_json_schema()
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, kind, default, meaning in _keys(schema, schema["$defs"], ""):
         lines.append(f"| `{key}` | {kind} | {default} | {meaning} |")
@@ -189,6 +189,16 @@ def columns_table(row: type, prefix: str = "") -> str:
     return "\n".join(lines)
 
 
+def suites_table() -> str:
+    """Return every shipped suite as a Markdown table, in the order of `raybench list suites`."""
+    lines = ["| report | suite | trials | what it is |", "|---|---|---|---|"]
+    for suite in sorted(map(load, shipped_suites().values()), key=report_of):
+        lines.append(
+            f"| {report_of(suite)} | [`{suite.name}`](suites/{suite.name}.yaml) | {suite.trials} | {suite.about} |"
+        )
+    return "\n".join(lines)
+
+
 def predictions_table() -> str:
     texts = {"trial_id": COLUMNS["predictions.trial_id"], **_field_texts(Predictions)}
     lines = ["| column | meaning |", "|---|---|"]
@@ -222,6 +232,7 @@ def _kind(annotation: str) -> str:
 
 
 GENERATED = {
+    "README.md": {"suites": suites_table},
     "docs/suites.md": {"keys": keys_table},
     "docs/results.md": {
         "trials": lambda: columns_table(TrialRow),

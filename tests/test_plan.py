@@ -16,6 +16,7 @@ from raybench.plan import (
     Choice,
     Trial,
     cells,
+    changes,
     count,
     expand,
     identity,
@@ -666,3 +667,37 @@ def test_nothing_is_pruned_without_a_rule_nor_in_a_smoke_run() -> None:
     assert pruner(suite(SEARCH), plan(SEARCH)).brackets == ()
     text = SEARCH + "prune: asha"
     assert pruner(suite(text, "train.smoke=true"), plan(text, "train.smoke=true")).brackets == ()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changes
+
+
+def test_changes_from_cell_to_cell() -> None:
+    text = HEAD + (
+        "compare:\n  v:\n    a: {model: mlp}\n    b: {model: {name: mlp, hidden: [8, 4]}, train: {lr: 0.01}}\n"
+        "    c: {model: small_cnn, train: {early_stopping: {patience: 3}}, augmentation: [flip]}\n"
+        "search: {batch_size: [32, 8]}\nrepeat: {seed: 2}\n"
+    )
+    found = [((*trial.cell, *trial.point), changed) for trial, changed in changes(plan(text))]
+    assert found == [
+        (("a", 32), []),
+        (("a", 8), [("train.batch_size", "32", "8")]),
+        (
+            ("b", 32),
+            [("model.hidden", "–", "[8, 4]"), ("train.batch_size", "8", "32"), ("train.lr", "0.001", "0.01")],
+        ),
+        (("b", 8), [("train.batch_size", "32", "8")]),
+        (
+            ("c", 32),
+            [
+                ("model.name", "mlp", "small_cnn"),
+                ("model.hidden", "[8, 4]", "–"),
+                ("augmentation", '[{"name": "none"}]', '[{"name": "flip"}]'),
+                ("train.batch_size", "8", "32"),
+                ("train.lr", "0.01", "0.001"),
+                ("train.early_stopping", "null", '{"metric": "val_accuracy", "patience": 3, "min_delta": 0.0}'),
+            ],
+        ),
+        (("c", 8), [("train.batch_size", "32", "8")]),
+    ]

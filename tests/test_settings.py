@@ -21,7 +21,7 @@ from raybench.settings import (
     full_path,
     wrong_key,
 )
-from raybench.suite import json_schema, shipped_suites
+from raybench.suite import json_schema
 from raybench.yamlfile import parse_yaml
 
 SCHEMA = Path(__file__).parent.parent / "suites" / "raybench.schema.json"
@@ -417,11 +417,6 @@ def test_the_schema_beside_the_suites_is_up_to_date() -> None:
     jsonschema.Draft202012Validator.check_schema(json_schema())
 
 
-@pytest.mark.parametrize("path", shipped_suites().values(), ids=lambda path: path.stem)
-def test_shipped_suites_satisfy_the_schema(path: Path) -> None:
-    jsonschema.validate(read(path), json_schema())
-
-
 SUITE = {"name": "s", "dataset": {"name": "digits"}}
 
 
@@ -435,6 +430,13 @@ SUITE = {"name": "s", "dataset": {"name": "digits"}}
 )
 def test_the_schema_takes_every_spelling(keys: dict[str, Any]) -> None:
     assert valid({**SUITE, **keys})
+
+
+def test_a_file_that_extends_another_needs_no_dataset_of_its_own() -> None:
+    assert valid({"name": "s", "extends": "table1.yaml"})
+    assert valid({"name": "s", "extends": ["table1.yaml"], "dataset": {"train_size": 500}})
+    assert not valid({"name": "s"})
+    assert not valid({"name": "s", "dataset": {"train_size": 500}})
 
 
 @pytest.mark.parametrize(

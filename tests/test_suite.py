@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raybench.errors import SuiteError
-from raybench.plan import Choice, expand
+from raybench.plan import expand
 from raybench.registry import MODELS
 from raybench.suite import Suite, build, find_label, find_suite, load, shipped_suites
 from raybench.yamlfile import Complaints
@@ -170,12 +170,145 @@ def test_dotted_and_nested_overrides_are_one() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Extending another file
+
+PARENT = """\
+name: parent
+about: of the parent
+trials: 4
+dataset: {name: digits, train_size: 500}
+compare:
+  model: {narrow: {name: mlp, hidden: [32], dropout: 0.1}, wide: {name: mlp, hidden: [256]}}
+search: {lr: [1e-3, 1e-2]}
+train: &train {epochs: 30, optimizer: {name: sgd, momentum: 0.9}, early_stopping: {patience: 5}}
+reference:
+  - {model: narrow, mean: 0.95}
+"""
+
+
+def extending(text: str, *sets: str, **others: str) -> Suite:
+    """Load a suite of ``text`` that stands beside parent.yaml and further files."""
+    for name, content in {"parent": PARENT, **others}.items():
+        Path(f"{name}.yaml").write_text(content, encoding="utf-8")
+    return load(write(text), sets)
+
+
+def test_a_file_changes_what_it_extends() -> None:
+    read = extending(
+        "extends: parent.yaml\nname: s\ncompare: {model: {narrow: {name: mlp}, third: small_cnn}}\n"
+        "search: {lr: [1]}\ntrain: {optimizer: adam, early_stopping: {metric: val_loss}, batch_size: 8}\n"
+    )
+    assert read.document == {
+        "name": "s",
+        "dataset": {"name": "digits", "train_size": 500},
+        "compare": {
+            "model": {"narrow": {"name": "mlp"}, "wide": {"name": "mlp", "hidden": [256]}, "third": "small_cnn"}
+        },
+        "search": {"lr": [1]},
+        "train": {
+            "epochs": 30,
+            "optimizer": "adam",
+            "early_stopping": {"patience": 5, "metric": "val_loss"},
+            "batch_size": 8,
+        },
+        "reference": [{"model": "narrow", "mean": 0.95}],
+    }
+    assert (read.name, read.about, read.trials) == ("s", "", None)
+
+
+def test_what_two_places_share_is_changed_in_one() -> None:
+    shared = "dataset: {name: digits}\nmodel: mlp\ncompare: {v: {a: {train: &t {epochs: 1}}, b: {train: *t, lr: 1}}}\n"
+    read = extending("extends: p.yaml\nname: s\ncompare: {v: {b: {train: {epochs: 2}}}}\n", p=shared)
+    assert read.axis("v").assignments == ({"train.epochs": 1}, {"train.epochs": 2, "train.lr": 1})
+
+
+def test_of_several_files_the_later_win_and_published_rows_are_joined() -> None:
+    text = "extends: [parent.yaml, sub/other.yaml]\nname: s\n"
+    Path("sub").mkdir()
+    other = "extends: ../parent.yaml\nsearch: {lr: [5]}\nreference:\n  - {model: wide, mean: 0.5}\n"
+    Path("sub/other.yaml").write_text(other)
+    read = extending(text)
+    assert read.axis("lr").labels == (5.0,)
+    assert read.reference == ({"model": "narrow", "mean": 0.95}, {"model": "wide", "mean": 0.5})
+    assert extending(text + "reference: []\n").reference == ()
+
+
+def test_a_merged_document_loads_again_without_the_files() -> None:
+    read = extending("extends: parent.yaml\nname: s\n", "train.epochs=2")
+    again = build(read.document, Complaints("suite.json"), Path("nowhere"), read.sets, trusted=True)
+    assert [trial.id for trial in expand(again)] == [trial.id for trial in expand(read)]
+
+
+def test_the_parts_of_an_extended_suite_have_the_trials_of_the_whole() -> None:
+    whole = {trial.id for trial in expand(extending(PARENT))}
+    part = {trial.id for trial in expand(extending("extends: parent.yaml\nname: s\nsearch: {lr: [1e-2]}\n"))}
+    assert part < whole
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: parent.yaml\n", "s.yaml:1:1: name: is missing"),
+        ("extends: parnt.yaml\n", "s.yaml:1:1: extends: no suite file parnt.yaml; did you mean 'parent.yaml'?"),
+        (
+            "extends: [parent.yaml, gone/x.yaml]\n",
+            "s.yaml:1:24: extends.1: no suite file gone/x.yaml",
+        ),
+        (
+            "extends: 5\n",
+            "s.yaml:1:1: extends: 5 is not right: must be the name of a suite file, or a list of them",
+        ),
+        ("extends: s.yaml\n", "s.yaml:1:1: extends: goes in a circle: s.yaml -> s.yaml"),
+        ("extends: a.yaml\n", "b.yaml:2:11: extends.0: goes in a circle: s.yaml -> a.yaml -> b.yaml -> a.yaml"),
+        ("extends: list.yaml\n", "list.yaml:1:1: a suite is a mapping with name, dataset, compare, ..."),
+        ("extends: bad.yaml\nname: s\n", "bad.yaml:1:9: train.epoch: unknown key; did you mean 'epochs'?"),
+        (
+            "extends: parent.yaml\nname: s\ntrain: {epoch: 5}\n",
+            "s.yaml:3:9: train.epoch: unknown key; did you mean 'epochs'?",
+        ),
+        (
+            "extends: parent.yaml\nname: s\ntrain: {optimizer: {name: adam, momentum: 0.9}}\n",
+            "s.yaml:3:9: train.optimizer: adam has no momentum: use sgd or rmsprop",
+        ),
+        (
+            "extends: parent.yaml\nname: s\ncompare: {model: [small_cnn]}\n",
+            "parent.yaml:10:6: reference.0.model: 'narrow' is no value of model; known: small_cnn",
+        ),
+        (
+            "extends: [parent.yaml, more.yaml]\nname: s\n",
+            "more.yaml:2:6: reference.1.model: 'thin' is no value of model; known: narrow, wide",
+        ),
+        (
+            "extends: [parent.yaml, five.yaml]\nname: s\n",
+            "five.yaml:1:1: reference: 5 is not right: must be a list",
+        ),
+        (
+            "extends: [five.yaml, parent.yaml]\nname: s\ncompare: {model: [small_cnn]}\n",
+            "parent.yaml:10:6: reference.0.model: 'narrow' is no value of model; known: small_cnn",
+        ),
+    ],
+)
+def test_a_mistake_in_what_is_extended(text: str, message: str) -> None:
+    others = {
+        "a": "extends: b.yaml\n",
+        "b": "name: b\nextends: [a.yaml]\n",
+        "list": "- name: s\n",
+        "bad": "train: {epoch: 5}\n",
+        "more": "reference:\n  - {model: thin, mean: 0.5}\n",
+        "five": "reference: 5\n",
+    }
+    with pytest.raises(SuiteError) as error:
+        extending(text, **others)
+    assert str(error.value) == message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Mistakes in a key
 
 SEEDS = "must be a number of seeds, or a list of different seeds from 0 up"
 KEYS = (
-    "name, about, trials, imports, dataset, model, augmentation, train, resources, compare, search, draw, prune,"
-    " confirm, repeat, zip, include, exclude, reference"
+    "extends, name, about, trials, imports, dataset, model, augmentation, train, resources, compare, search, draw,"
+    " prune, confirm, repeat, zip, include, exclude, reference"
 )
 
 
@@ -589,6 +722,7 @@ def test_a_trusted_document_needs_neither_its_modules_nor_its_names() -> None:
         ("train.optimiser.name=sgd", "train.optimiser.name: unknown key 'optimiser'; did you mean 'optimizer'?"),
         ("train={epoch: 3}", "train.epoch: unknown key; did you mean 'epochs'?"),
         ("train.epochs.x=3", "train.epochs.x: train.epochs is given as a whole, not key by key"),
+        ("extends=x.yaml", "only a file can say which files it extends"),
         ("name.x=3", "name.x: name is given as a whole, not key by key"),
         ("augmentation.name=flip", "augmentation.name: augmentation is given as a whole, not key by key"),
         (
@@ -701,23 +835,3 @@ def test_smoke_runs_are_apart() -> None:
     assert not {trial.id for trial in expand(plain)} & {trial.id for trial in expand(smoke)}
     assert all(trial.settings["train"]["smoke"] for trial in expand(smoke))
     assert suite("train.smoke=true").name == "s-smoke"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Shipped suites
-
-
-@pytest.mark.parametrize("path", shipped_suites().values(), ids=lambda path: path.stem)
-def test_a_shipped_suite_is_whole(path: Path) -> None:
-    read = load(path)
-    trials = expand(read)
-    assert read.name == path.stem
-    assert Choice(read).planned() == read.trials, "`trials` says how many there are"
-    assert read.about
-    header = path.read_text(encoding="utf-8").partition("\nname:")[0].splitlines()
-    assert header[0] == "# yaml-language-server: $schema=raybench.schema.json"
-    assert all(line.startswith("#") for line in header)
-    assert any(line.startswith("# What       ") for line in header)
-    assert f"# Command    raybench run suites/{path.name}" in header
-    for row in read.reference if read.draw is None else ():
-        assert any(all(trial.labels.get(axis, label) == label for axis, label in row.items()) for trial in trials)

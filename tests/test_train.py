@@ -537,6 +537,15 @@ def test_smoke_is_one_epoch_of_two_batches(make_trial: MakeTrial, source: Source
     assert outcome.predictions is not None and len(outcome.predictions.label) == 16
 
 
+def test_smoke_needs_no_pretrained_weights(
+    make_trial: MakeTrial, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.models._builder.load_pretrained", None)  # calling it would fail
+    model = {"name": "timm:resnet10t", "pretrained": True, "head": {}}
+    row = finished(make_trial(model=model, smoke=True, batch_size=4), source).row
+    assert (row.status, row.weights_fingerprint) == ("completed", None)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Stopping, selecting, testing
 

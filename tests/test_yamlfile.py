@@ -54,7 +54,7 @@ def test_anchors_and_merges() -> None:
     text = "base: &base {epochs: 3, lr: 1}\ntrain:\n  <<: *base\n  lr: 2\n"
     document, marks = parse_yaml(text, "s.yaml")
     assert document["train"] == {"epochs": 3, "lr": 2}
-    assert (marks["train.lr"], marks["train.epochs"]) == ((4, 3), (1, 14))
+    assert (marks["train.lr"], marks["train.epochs"]) == ("s.yaml:4:3", "s.yaml:1:14")
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing but a comment\n"])
