@@ -365,7 +365,9 @@ def _axis_path(name: str, role: Role, labelled: bool, complain: Complaints) -> s
     if name == "seed":
         raise complain.at(loc, "seeds are repetitions: write repeat: {seed: 5}")
     if root == "resources":
-        raise complain.at(loc, "resources decide where a trial runs, not what it computes")
+        raise complain.at(
+            loc, "resources are what a trial needs and not what is compared: give points that need more a named variant"
+        )
     if root in SECTIONS:
         if wrong := wrong_key(TrialSettings, path):
             raise complain.at(loc, wrong)

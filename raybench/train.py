@@ -105,8 +105,7 @@ class Training:
         """Train to the end, telling ``report`` of each epoch, and test the weights of the best one."""
         epochs: list[EpochRow] = []
         best = _Best(self.train.best)
-        phases = self.train.in_phases()
-        train_seconds = sum(self._train_phase(phase, epochs, best, report) for phase in phases)
+        train_seconds = sum(self._train_phase(phase, epochs, best, report) for phase in self.train.in_phases())
 
         if epochs[-1].test_accuracy is None and best.epoch < len(epochs):  # the last epoch is a selection rule too
             epochs[-1] = self._tested(epochs[-1], self._logits("test"))
@@ -117,7 +116,7 @@ class Training:
         return History(
             epochs=tuple(epochs),
             best=epochs[best.epoch - 1],
-            stopped_early=len(epochs) < sum(_planned(phase) for phase in phases),
+            stopped_early=len(epochs) < self.train.planned_epochs,
             logits=best.logits,
             labels=self.feeds["test"].labels,
             images={name: len(feed) for name, feed in self.feeds.items()},
@@ -131,7 +130,7 @@ class Training:
         """Train one phase from the weights that are there, adding its ``epochs``; return the seconds of its steps."""
         self._begin(phase)
         patience = Patience(phase.early_stopping) if phase.early_stopping else None
-        end = len(epochs) + _planned(phase)
+        end = len(epochs) + phase.planned_epochs
         train_seconds, exhausted = 0.0, False
         while len(epochs) < end and not exhausted:
             begun = time.perf_counter()
@@ -279,11 +278,6 @@ class _Best:
             self.epoch, self.value, self.logits = row.epoch, value, logits
             if logits is None:
                 self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def _planned(phase: TrainSettings) -> int:
-    """Return the number of epochs of a phase that is not stopped early."""
-    return 1 if phase.smoke else phase.epochs
 
 
 def make_optimizer(train: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:

@@ -812,6 +812,16 @@ def test_every_phase_has_its_own_patience_schedule_and_decay(make_trial: MakeTri
     assert outcome.row.best_epoch == losses.index(min(losses)) + 1
 
 
+def test_a_phase_may_have_another_patience_and_schedule(make_trial: MakeTrial, source: Source) -> None:
+    phases = [
+        {"epochs": 9, "early_stopping": {"patience": 2, "min_delta": 1.0}},
+        {"epochs": 4, "schedule": {"name": "step", "every": 2}},
+    ]
+    outcome = finished(make_trial(lr=0.01, batch_size=64, phases=phases, epochs=13), source)
+    assert (outcome.row.status, outcome.row.epochs) == ("stopped_early", 7)
+    assert [e.lr for e in outcome.epochs] == pytest.approx([0.01] * 5 + [0.001] * 2)
+
+
 def test_the_best_epoch_is_that_of_all_phases(make_trial: MakeTrial, source: Source) -> None:
     phases = [{"epochs": 3, "lr": 0.01}, {"epochs": 2, "lr": 10.0, "optimizer": "sgd"}]
     outcome = finished(make_trial(phases=phases, epochs=5, best="val_loss"), source)
