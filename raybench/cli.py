@@ -298,8 +298,9 @@ def plan(
     needs = trials[0].typed().resources if trials else None
     out.print(f"{len(trials)} trials ({planning.sizes(loaded)}), {len(trials) - left} done, {left} to run")
     if needs is not None:
-        train = trials[0].settings["train"]
-        length = "1 epoch of two batches" if train["smoke"] else f"{train['epochs']} epochs"
+        train = trials[0].typed().train
+        epochs = "1 epoch" if train.planned_epochs == 1 else f"{train.planned_epochs} epochs"
+        length = f"{epochs} of two batches" if train.smoke else epochs
         processes = "1 process" if needs.workers == 1 else f"{needs.workers} processes"
         cpus = "1 CPU" if needs.cpus == 1 else f"{needs.cpus} CPUs"
         out.print(f"each trial: {processes} of {cpus} and {needs.gpus:g} GPUs, at most {length}")
