@@ -30,12 +30,14 @@ import numpy as np
 import torch
 
 from raybench import __version__, augment
-from raybench.data import TrialData, cache_folder, digest
+from raybench.data import TrialData, cache_folder, digest, filling
 from raybench.errors import DataError, WeightsError
 from raybench.plan import Trial, stream
 from raybench.records import OWN_COLUMN, EpochRow, ErrorClass, Outcome, Predictions, TrialRow
 from raybench.settings import HeldOut, TrialSettings
 from raybench.train import Diverged, History, Report, Statistics, Training, World
+
+NO_MEMORY = "can't allocate memory", "CUDA error: out of memory"
 
 
 def run_trial(
@@ -89,7 +91,7 @@ def run_trial(
                 statistics = fit_augmentation(settings, data)
             training = Training(trial.id, trial.seed, settings, data, torch.device(device), world, statistics)
             history = training.finish(tell)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except (Exception, SystemExit) as error:  # a KeyboardInterrupt is the user's, whose process this is
         if reporting:
             raise
         row = dataclasses.replace(row, epochs=len(seen), wall_seconds=time.perf_counter() - clock)
@@ -136,8 +138,8 @@ def failed(row: TrialRow, error: BaseException) -> TrialRow:
 
 def error_class(error: BaseException) -> ErrorClass:
     """Sort an exception into the classes that tables report."""
-    # Torch's CPU allocator raises a plain RuntimeError.
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    # Torch raises a plain RuntimeError where its CPU allocator or a call of CUDA itself finds no memory.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY):
         return "out_of_memory"
     if isinstance(error, Diverged):
         return "diverged"
@@ -157,13 +159,13 @@ def fit_augmentation(settings: TrialSettings, data: TrialData) -> Statistics:
     folder = cache_folder() / "statistics"
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"
     torn = ValueError, EOFError, zipfile.BadZipFile
-    with contextlib.suppress(FileNotFoundError, *torn), open(path, "rb") as file, np.load(file) as stored:
+    with contextlib.suppress(OSError, *torn), open(path, "rb") as file, np.load(file) as stored:
         return dict(stored)
     statistics = augmentation.fit(data.train().gather(slice(None))[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{path.name}.{os.getpid()}.npz"
-    np.savez(beside, allow_pickle=False, **statistics)
-    os.replace(beside, path)
+    with filling(folder):
+        beside = folder / f".{path.name}.npz"
+        np.savez(beside, allow_pickle=False, **statistics)
+        os.replace(beside, path)
     return statistics
 
 
