@@ -47,6 +47,8 @@ def run_missing(suite: Suite, trials: Sequence[Trial], store: Store, options: Op
         return True
     with console.status("preparing") as status:
         job = prepare(suite, todo, options.data_dir, status.update)
+        for note in job.notes:
+            console.print(f"WARNING: {note}", style="yellow", markup=False, soft_wrap=True)
         _refuse_other_data(job, store)
         status.update("loading Ray")
         from raybench import schedule  # seconds: not for a run that has nothing to do

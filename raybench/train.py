@@ -164,15 +164,12 @@ class Training:
 
     def _begin(self, phase: TrainSettings) -> None:
         """Choose what is trained, and make the optimizer and all that counts from the first step of a phase."""
-        if self.train.phases or phase.trainable != "all":  # else a model's own choice stays
-            which = phase.trainable
-            backbones.set_trainable(self.model, which.model_dump() if isinstance(which, LastLayers) else which)
+        self.penalty = choose_trained(self.train, phase, self.model)
         self.step_model: nn.Module = self.model
         if self.world.size > 1:
             self.step_model = nn.parallel.DistributedDataParallel(self.model)
         self.optimizer = make_optimizer(phase, self.model)
         self.rate = Rate(phase)
-        self.penalty = Penalty(phase, self.model)
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
         """Train on every training image once; return mean loss and accuracy of the images as they were trained on.
@@ -278,6 +275,18 @@ class _Best:
             self.epoch, self.value, self.logits = row.epoch, value, logits
             if logits is None:
                 self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def choose_trained(train: TrainSettings, phase: TrainSettings, network: nn.Module) -> Penalty:
+    """Choose the part of a network that ``phase`` of ``train`` changes, and return the penalty on it.
+
+    Raises:
+        UserError: the network has no such part, or nothing in it that a penalty falls on.
+    """
+    if train.phases or phase.trainable != "all":  # else a model's own choice stays
+        which = phase.trainable
+        backbones.set_trainable(network, which.model_dump() if isinstance(which, LastLayers) else which)
+    return Penalty(phase, network)
 
 
 def make_optimizer(train: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
