@@ -601,6 +601,18 @@ def test_pretrained_weights_that_cannot_be_had_point_to_a_local_file(monkeypatch
     )
 
 
+def test_cached_weights_are_found_without_a_network(monkeypatch, tmp_path, trained):
+    cached = tmp_path / "models--timm--resnet10t.c3_in1k"  # as the hub's client keeps it
+    for folder in ("refs", "snapshots/c0ffee"):
+        (cached / folder).mkdir(parents=True)
+    (cached / "refs" / "main").write_text("c0ffee")
+    state = {**trained.state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    safetensors.torch.save_file(state, cached / "snapshots" / "c0ffee" / "model.safetensors")
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
+    network = make(pretrained=True, cache_dir=str(tmp_path))
+    assert torch.equal(network.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+
+
 def test_the_hub_is_asked_only_for_what_is_not_in_its_cache(monkeypatch, trained):
     state = {**trained.state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     cached, asked = False, []
