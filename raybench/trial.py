@@ -18,6 +18,7 @@ import os
 import platform
 import random
 import socket
+import threading
 import time
 import traceback
 import zipfile
@@ -91,8 +92,10 @@ def run_trial(
                 statistics = fit_augmentation(settings, data)
             training = Training(trial.id, trial.seed, settings, data, torch.device(device), world, statistics)
             history = training.finish(tell)
-    except (Exception, SystemExit) as error:  # a KeyboardInterrupt is the user's, whose process this is
-        if reporting:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        # Ctrl-C reaches the main thread alone, that of a debugger; on Ray a trial has another.
+        ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+        if reporting or ctrl_c:
             raise
         row = dataclasses.replace(row, epochs=len(seen), wall_seconds=time.perf_counter() - clock)
         return Outcome(row=failed(row, error), epochs=tuple(seen))
