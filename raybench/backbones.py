@@ -6,9 +6,10 @@ becomes a `Backbone`: timm's network as far as its pooled features, and dense la
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,11 +203,18 @@ def notes(model: ModelSettings) -> list[str]:
     """Say what a reader of the results should know about the weights that a model starts from, a line each."""
     if not model.name.startswith(TIMM):
         return []
-    if not (model.options.get("pretrained") or model.options.get("weights")):
-        return [f"{model.name}: random weights (neither pretrained nor weights is set)"]
+    if not has_weights(model):
+        meant = "pretrained" in model.options or model.options.get("stem")
+        hint = "random weights (pretrained: true for those of the hub, pretrained: false if that is meant)"
+        return [] if meant else [f"{model.name}: {hint}"]
     if is_plain(**model.options):
         return [f"{model.name}: the images are not normalised as for its pretrained weights (normalize: true does it)"]
     return []
+
+
+def has_weights(model: ModelSettings) -> bool:
+    """Whether a model starts from weights that were trained before, of the hub or of a file."""
+    return bool(model.options.get("pretrained") or model.options.get("weights"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,6 +262,8 @@ def _first_trained(network: nn.Module, modules: list[nn.Module], which: str | Ma
     else:
         raise UserError(f"the trained part must be all, head or {{last: n}} with n from 1, not {which!r}")
     layers = [module for module in modules if any(p.ndim > 1 for p in module.parameters(recurse=False))]
+    if not layers:
+        raise UserError("the network has no layer with weights of which a part could be trained")
     head = network.head if isinstance(network, Backbone) else layers[-1]
     inside = set(head.modules())
     before = [layer for layer in layers if layer not in inside]
@@ -283,13 +293,35 @@ def _create(name: str, shape: Shape, pretrained: bool, **options: Any) -> Any:
     made_for = timm.get_pretrained_cfg(name)
     if made_for and made_for.fixed_input_size:
         options = {"img_size": shape[1:], **options}
-    try:
+
+    def create() -> Any:
         return timm.create_model(name, pretrained=pretrained and _has_numbers(), in_chans=shape[0], **options)
+
+    state = torch.get_rng_state()
+    try:
+        with contextlib.suppress(OSError), _hub_offline():  # asking the hub for what is cached would cost every trial
+            return create()
+        torch.set_rng_state(state)
+        return create()
     except OSError as error:
         raise WeightsError(
-            f"the pretrained weights of {TIMM}{name} are neither on the hub, as far as it can be reached, nor in its"
-            " cache: `weights: path/to/file.safetensors` takes a local file"
+            f"the pretrained weights of {TIMM}{name} are neither in the hub's cache nor could they be downloaded: run"
+            " once where the hub can be reached, name a file (weights: path/to/file.safetensors), or say"
+            " pretrained: false"
         ) from error
+
+
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Let the hub's client look into its cache alone; timm passes no option for that on to it."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _has_numbers() -> bool:

@@ -317,8 +317,9 @@ def plan(
     out.print(f"{planned} trials ({planning.sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
     if len(trials) < planned:
         out.print(f"{len(trials)} of them are known by now: the others follow from how these end")
-    needs, train = trials[0].typed().resources, trials[0].settings["train"]
-    length = "1 epoch of two batches" if train["smoke"] else f"{train['epochs']} epochs"
+    needs, train = trials[0].typed().resources, trials[0].typed().train
+    epochs = "1 epoch" if train.planned_epochs == 1 else f"{train.planned_epochs} epochs"
+    length = f"{epochs} of two batches" if train.smoke else epochs
     processes = "1 process" if needs.workers == 1 else f"{needs.workers} processes"
     cpus = "1 CPU" if needs.cpus == 1 else f"{needs.cpus} CPUs"
     out.print(f"each trial: {processes} of {cpus} and {needs.gpus:g} GPUs, at most {length}")

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ def load(settings: DatasetSettings, data_dir: Path, cache_dir: Path | None = Non
 def cache_folder() -> Path:
     """Where decoded images are kept: ``$RAYBENCH_CACHE``, or ``~/.cache/raybench``."""
     return Path(os.environ.get("RAYBENCH_CACHE") or "~/.cache/raybench").expanduser()
+
+
+def filling(folder: Path) -> AbstractContextManager[None]:
+    """Let one process at a time fill ``folder``, which lies in the cache."""
+    return locked(folder, "set RAYBENCH_CACHE to a folder that can be written and has room", OSError)
 
 
 def _locate(dataset: Dataset, settings: DatasetSettings, data_dir: Path, download: bool) -> tuple[Path, list[Path]]:
@@ -134,7 +140,7 @@ def _cached(entry: Path, decode: Callable[[], Source]) -> Source:
     """Return what the folder ``entry`` holds, filling it first if it is absent or damaged."""
     if source := _open(entry):
         return source
-    with locked(entry.parent, "set RAYBENCH_CACHE to a folder with room for the decoded images", OSError):
+    with filling(entry.parent):
         source = _open(entry)  # another process may have filled it while this one waited
         if source is None:
             source = decode()

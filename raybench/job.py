@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybench import augment, models
+from torch import nn
+
+from raybench import augment, backbones, models
 from raybench.data import Source, TrialData, load, trial_data
 from raybench.errors import SuiteError, UserError
 from raybench.plan import Trial
 from raybench.records import Outcome, TrialRow
 from raybench.settings import DatasetSettings, TrialSettings
 from raybench.suite import Suite
-from raybench.train import Report, Statistics, World
+from raybench.train import Report, Statistics, World, choose_trained
 from raybench.trial import fit_augmentation, run_trial
 
 
@@ -35,6 +37,8 @@ class Job:
     statistics: Mapping[str, Statistics]
     """By `statistics_key`: what augmentations fitted on training images."""
     provenance: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    """What a reader of the results should know of the weights that models start from, a line each."""
 
     def run(
         self,
@@ -86,36 +90,59 @@ def divided(source: Source, settings: DatasetSettings) -> TrialData:
 def prepare(
     suite: Suite, trials: Sequence[Trial], data_dir: Path, say: Callable[[str], None] = lambda line: None
 ) -> Job:
-    """Load the images, check every model and augmentation on their shape, and fit what must be fitted.
+    """Load the images, check every model and augmentation on their shape, and get weights and fitted statistics once.
 
     Raises:
         UserError: for anything that would make a trial fail before its first step, before a cluster is asked.
     """
     sources: dict[str, Source] = {}
     statistics: dict[str, Statistics] = {"": {}}
-    checked: set[str] = set()
-    for trial in trials:
-        # Trials that differ in their seed share the settings object, and need one look.
-        distinct = json.dumps({**trial.settings, "train": None}, sort_keys=True)
-        if distinct in checked:
-            continue
-        checked.add(distinct)
-        settings = trial.typed()
+    notes: dict[str, list[str]] = {}
+    for settings in _different(trials):
         key = source_key(settings)
         if key not in sources:
             say(f"reading {settings.dataset.name}")
             sources[key] = load(settings.dataset, data_dir)
         data = divided(sources[key], settings.dataset)
         check(settings, data.shape, len(data.classes), suite.source)
+        start = f"{settings.model.model_dump_json()} {data.shape} {len(data.classes)}"
+        if start not in notes:
+            notes[start] = _notes(settings, data, say)
         fitted = statistics_key(settings)
         if fitted not in statistics:
             say(f"fitting {augment.build(settings.augmentation).key} on {len(data.train()):,} training images")
             statistics[fitted] = fit_augmentation(settings, data)
-    return Job({trial.id: trial for trial in trials}, sources, statistics, git_state(suite.folder))
+    distinct = tuple(dict.fromkeys(note for found in notes.values() for note in found))
+    return Job({trial.id: trial for trial in trials}, sources, statistics, git_state(suite.folder), distinct)
+
+
+def _different(trials: Iterable[Trial]) -> Iterator[TrialSettings]:
+    """Yield the settings of trials that differ in more than their seed and how long and fast they train."""
+    seen: set[str] = set()
+    for trial in trials:
+        train = {key: trial.settings["train"][key] for key in ("trainable", "phases", "l2", "elastic_net")}
+        distinct = json.dumps({**trial.settings, "train": train}, sort_keys=True)
+        if distinct not in seen:
+            seen.add(distinct)
+            yield trial.typed()
+
+
+def _notes(settings: TrialSettings, data: TrialData, say: Callable[[str], None]) -> list[str]:
+    """Return what is to be said of the weights that a model starts from, and get them if need be."""
+    model = settings.model
+    if settings.train.smoke and backbones.needs_pretrained(model):
+        return ["smoke run: pretrained weights are not loaded"]
+    notes = backbones.notes(model)
+    if backbones.has_weights(model):
+        say(f"loading the weights of {model.name}")
+        if found := models.random_tensors(model, data.shape, len(data.classes)):
+            shown = f"{', '.join(found[:3])}{' ...' * (len(found) > 3)}"
+            notes.append(f"{model.name}: the weights fit only partly: {shown} start at random")
+    return notes
 
 
 def check(settings: TrialSettings, shape: tuple[int, int, int], classes: int, source: str) -> None:
-    """Build the augmentation, and the model on no data, so that wrong options are found without training.
+    """Build the augmentation, and the model on no data, and choose what is trained, so that mistakes are found here.
 
     Args:
         shape: (channels, height, width) of the images.
@@ -123,9 +150,19 @@ def check(settings: TrialSettings, shape: tuple[int, int, int], classes: int, so
     """
     try:
         augment.build(settings.augmentation)
-        models.check(settings.model, shape, classes)
+        network = models.check(settings.model, shape, classes)
+        if network is not None:
+            _check_trained(settings, network)
     except UserError as error:
         raise SuiteError(f"{source}: {error}") from None
+
+
+def _check_trained(settings: TrialSettings, network: nn.Module) -> None:
+    try:
+        for phase in settings.train.in_phases():
+            choose_trained(settings.train, phase, network)
+    except UserError as error:
+        raise UserError(f"model {settings.model.name!r}: {error}") from None
 
 
 def check_options(suite: Suite, trials: Sequence[Trial]) -> None:
@@ -136,14 +173,9 @@ def check_options(suite: Suite, trials: Sequence[Trial]) -> None:
     Raises:
         SuiteError: for the first that cannot be built.
     """
-    checked: set[str] = set()
-    for trial in trials:
-        settings = trial.typed()
-        distinct = f"{settings.dataset.name} {settings.dataset.image_size} {settings.model} {settings.augmentation}"
-        if distinct not in checked:
-            checked.add(distinct)
-            side = settings.dataset.image_size or 32
-            check(settings, (3, side, side), 10, suite.source)
+    for settings in _different(trials):
+        side = settings.dataset.image_size or 32
+        check(settings, (3, side, side), 10, suite.source)
 
 
 def git_state(folder: Path) -> dict[str, Any]:

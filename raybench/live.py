@@ -36,7 +36,8 @@ class Watch:
         self.begun = time.monotonic()
         self.ended_now = 0
         self.failures: list[TrialRow] = []
-        self.best: TrialRow | None = None
+        self.best: tuple[float, str] | None = None
+        """Test accuracy and name of a trial."""
         self.running: dict[str, Running] = {}
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -75,8 +76,9 @@ class Watch:
         self.ended_now += 1
         if row.status == "failed":
             self.failures.append(row)
-        elif row.status in FINISHED and (self.best is None or _accuracy(row) > _accuracy(self.best)):
-            self.best = row
+        accuracy = row.test_accuracy if row.status in FINISHED else None
+        if accuracy is not None and (self.best is None or accuracy > self.best[0]):
+            self.best = accuracy, trial.name
         self._bar.update(self._task, completed=self.done + self.ended_now, rate=self._rate(), left=self._left())
         if not self.console.is_terminal:
             self.console.print(self._line(trial, row), highlight=False, soft_wrap=True)
@@ -109,18 +111,17 @@ class Watch:
             table.add_column(name, justify="right", no_wrap=True)
         for running in list(self.running.values())[: max(3, self.console.height - 8)]:
             last = running.last
-            planned = running.trial.settings["train"]["epochs"]
             table.add_row(
                 running.trial.name,
-                f"{last.epoch}/{planned}" if last else "starting",
+                f"{last.epoch}/{running.trial.typed().train.planned_epochs}" if last else "starting",
                 f"{last.train_accuracy:.4f}" if last else "",
                 f"{last.val_accuracy:.4f}" if last else "",
                 _duration(time.monotonic() - running.since),
             )
         lines: list[RenderableType] = [self._bar, table]
         if self.best is not None:
-            name = "/".join([self.best.model, self.best.augmentation, f"{self.best.lr:g}", f"s{self.best.seed}"])
-            lines.append(Text(f"best test accuracy so far {_accuracy(self.best):.4f}  {name}", "green"))
+            accuracy, name = self.best
+            lines.append(Text(f"best test accuracy so far {accuracy:.4f}  {name}", "green"))
         if self.failures:
             last_row = self.failures[-1]
             lines.append(
@@ -129,10 +130,6 @@ class Watch:
                 )
             )
         return Group(*lines)
-
-
-def _accuracy(row: TrialRow) -> float:
-    return -1.0 if row.test_accuracy is None else row.test_accuracy
 
 
 def _duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from raybench.backbones import TIMM, Shape, build_timm, flag, in_head, timm_name, whole
+from raybench.backbones import TIMM, Shape, build_timm, flag, has_weights, in_head, timm_name, whole
 from raybench.errors import UserError
 from raybench.registry import MODELS, check_model_name
 from raybench.settings import ModelSettings
@@ -36,11 +36,11 @@ def build(model: ModelSettings, shape: Shape, classes: int) -> nn.Module:
         raise _misfit(model, shape, error) from error
 
 
-def check(model: ModelSettings, shape: Shape, classes: int) -> None:
-    """Raise `UserError` unless the network can be built and maps such images to logits.
+def check(model: ModelSettings, shape: Shape, classes: int) -> nn.Module | None:
+    """Raise `UserError` unless the network can be built and maps such images to logits; return one without numbers.
 
     It runs on torch's meta device, which knows shapes and no numbers: quick for large networks too. A file of weights
-    must be there, but is not read; pretrained weights are not looked for.
+    must be there, but is not read; pretrained weights are not looked for. None where only real images can tell.
     """
     builder = _builder(model)  # outside: what importing makes must not land on the meta device
     try:
@@ -48,12 +48,24 @@ def check(model: ModelSettings, shape: Shape, classes: int) -> None:
             network = builder(shape, classes, **model.options).eval()
             logits = network(torch.zeros(2, *shape))
     except _MISFIT as error:
-        if "meta" in str(error):  # code that needs a number on its way: only real images can tell
-            return
+        if "meta" in str(error):  # code that needs a number on its way
+            return None
         raise _misfit(model, shape, error) from error
     found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != [2, classes]:
         raise UserError(f"model {model.name!r} must map two images to logits of shape [2, {classes}], not {found}")
+    return network
+
+
+def random_tensors(model: ModelSettings, shape: Shape, classes: int) -> list[str]:
+    """Return what starts at random, the classifier aside, in a network that is given weights; get them if need be.
+
+    Raises what `build` raises.
+    """
+    network = build(model, shape, classes)
+    other = build(model, shape, classes).state_dict()  # the random stream goes on: what is drawn differs
+    state = network.state_dict()
+    return [key for key in state if not in_head(network, key) and not torch.equal(state[key], other[key])]
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -66,7 +78,7 @@ def weights_fingerprint(model: ModelSettings, network: nn.Module) -> str | None:
 
     The classifier is left out, because it starts at random wherever the number of classes differs.
     """
-    if not (model.options.get("pretrained") or model.options.get("weights")):
+    if not has_weights(model):
         return None
     digest = hashlib.sha256()
     for key, value in network.state_dict().items():

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raybench.backbones import needs_pretrained
 from raybench.errors import DataError
 from raybench.job import Job, prepare, source_key
 from raybench.live import Watch
@@ -48,10 +47,10 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
     console.print(f"{count} ({sizes(suite)}): {finished} finished, {planned - finished} to run")
     if not sweep.todo:
         return True
-    if any(trial.settings["train"]["smoke"] and needs_pretrained(trial.typed().model) for trial in sweep.todo):
-        console.print("smoke run: pretrained weights are not loaded")
     with console.status("preparing") as status:
         job = prepare(suite, sweep.todo, options.data_dir, status.update)
+        for note in job.notes:
+            console.print(f"WARNING: {note}", style="yellow", markup=False, soft_wrap=True)
         _refuse_other_data(job, store)
         status.update("loading Ray")
         from raybench import schedule  # seconds: not for a run that has nothing to do

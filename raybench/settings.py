@@ -84,7 +84,7 @@ class HeldOut(Section):
         return self
 
 
-class DatasetSettings(Section):
+class DatasetSettings(Section, ByName):
     """Which images, and how they are divided. The place they lie at is ``--data-dir``, never part of a suite."""
 
     name: str = Field(description="A registered dataset: `raybench list datasets`.")
@@ -214,6 +214,8 @@ class Phase(Section):
     lr: float | None = Field(None, gt=0)
     trainable: Trainable | None = None
     optimizer: Optimizer | None = None
+    schedule: Schedule | None = None
+    early_stopping: EarlyStopping | None = None
 
 
 class TrainSettings(Section):
@@ -256,9 +258,9 @@ class TrainSettings(Section):
     )
     phases: list[Phase] = Field(
         [],
-        description="Train in phases, each `{epochs, lr, trainable, optimizer}`; all but `epochs` may be left out and"
-        " are then as in `train`. Each begins with the last weights of the one before, and with a new optimizer,"
-        " schedule and early stopping; the best epoch is that of all phases.",
+        description="Train in phases, each `{epochs, lr, trainable, optimizer, schedule, early_stopping}`; all but"
+        " `epochs` may be left out and are then as in `train`. Each begins with the last weights of the one before,"
+        " and with a new optimizer, schedule and early stopping; the best epoch is that of all phases.",
     )
     augmented_copies: int = Field(
         0,
@@ -269,7 +271,7 @@ class TrainSettings(Section):
     early_stopping: EarlyStopping | None = None
     best: Metric = Field("val_accuracy", description="The metric whose best epoch gives the reported test result.")
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast in the forward pass.")
-    test_every_epoch: bool = Field(False, description="Also test after every epoch (for curves and the rule `peek`).")
+    test_every_epoch: bool = Field(False, description="Also test after every epoch, for curves.")
     smoke: bool = Field(
         False, description="One epoch of two batches (in each phase), to see that everything runs (`--smoke`)."
     )
@@ -284,6 +286,11 @@ class TrainSettings(Section):
                 )
             object.__setattr__(self, "epochs", total)  # read-only from here on
         return self
+
+    @property
+    def planned_epochs(self) -> int:
+        """The number of epochs of a training that is not stopped early."""
+        return max(1, len(self.phases)) if self.smoke else self.epochs
 
     def in_phases(self) -> list[TrainSettings]:
         """Return the settings of each phase, as of a training of its own; without phases, these."""
@@ -402,10 +409,17 @@ def _section(cls: type[BaseModel], keys: Iterable[str | int]) -> type[BaseModel]
 
 
 def flatten(path: str, value: Any) -> Assignments:
-    """Turn nested overrides into dotted ones. A mapping with a ``name`` replaces what is there as a whole."""
-    if isinstance(value, dict) and value and "name" not in value and _section(TrialSettings, path.split(".")):
-        return {below: new for key, part in value.items() for below, new in flatten(f"{path}.{key}", part).items()}
-    return {path: value}
+    """Turn nested overrides into dotted ones. A mapping with a ``name`` replaces what is there as a whole.
+
+    An empty mapping changes nothing, but where a section is off by default it switches it on.
+    """
+    *above, key = path.split(".")
+    if not isinstance(value, dict) or "name" in value or not _section(TrialSettings, [*above, key]):
+        return {path: value}
+    parent = _section(TrialSettings, above)
+    if not value and parent and parent.model_fields[key].default is None:
+        return {path: value}
+    return {below: new for key, part in value.items() for below, new in flatten(f"{path}.{key}", part).items()}
 
 
 def assign(settings: dict[str, Any], assignments: Assignments) -> dict[str, Any]:

@@ -498,7 +498,9 @@ def _axis_path(name: str, role: Role, labelled: bool, complain: Complaints) -> s
     if name == "seed":
         raise complain.at(loc, "seeds are repetitions: write repeat: {seed: 5}")
     if root == "resources":
-        raise complain.at(loc, "resources decide where a trial runs, not what it computes")
+        raise complain.at(
+            loc, "resources are what a trial needs and not what is compared: give points that need more a named variant"
+        )
     if root in SECTIONS:
         if wrong := wrong_key(TrialSettings, path):
             raise complain.at(loc, wrong)
@@ -700,6 +702,6 @@ def json_schema() -> dict[str, Any]:
     schema["title"] = "raybench suite"
     # What a file needs may come from one that it extends.
     schema["required"].remove("dataset")
-    del schema["$defs"]["DatasetSettings"]["required"]
+    del schema["$defs"]["DatasetSettings"]["anyOf"][1]["required"]
     whole = {"required": ["dataset"], "properties": {"dataset": {"required": ["name"]}}}
     return {**schema, "anyOf": [whole, {"required": ["extends"]}]}

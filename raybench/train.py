@@ -107,8 +107,7 @@ class Training:
         """Train to the end, telling ``report`` of each epoch, and test the weights of the best one."""
         epochs: list[EpochRow] = []
         best = _Best(self.train.best)
-        phases = self.train.in_phases()
-        train_seconds = sum(self._train_phase(phase, epochs, best, report) for phase in phases)
+        train_seconds = sum(self._train_phase(phase, epochs, best, report) for phase in self.train.in_phases())
 
         if epochs[-1].test_accuracy is None and best.epoch < len(epochs):  # the last epoch is a selection rule too
             epochs[-1] = self._tested(epochs[-1], self._logits("test"))
@@ -119,7 +118,7 @@ class Training:
         return History(
             epochs=tuple(epochs),
             best=epochs[best.epoch - 1],
-            stopped_early=len(epochs) < sum(_planned(phase) for phase in phases),
+            stopped_early=len(epochs) < self.train.planned_epochs,
             logits=best.logits,
             labels=self.feeds["test"].labels,
             images={name: len(feed) for name, feed in self.feeds.items()},
@@ -133,7 +132,7 @@ class Training:
         """Train one phase from the weights that are there, adding its ``epochs``; return the seconds of its steps."""
         self._begin(phase)
         patience = Patience(phase.early_stopping) if phase.early_stopping else None
-        end = len(epochs) + _planned(phase)
+        end = len(epochs) + phase.planned_epochs
         train_seconds, exhausted = 0.0, False
         while len(epochs) < end and not exhausted:
             begun = time.perf_counter()
@@ -167,15 +166,12 @@ class Training:
 
     def _begin(self, phase: TrainSettings) -> None:
         """Choose what is trained, and make the optimizer and all that counts from the first step of a phase."""
-        if self.train.phases or phase.trainable != "all":  # else a model's own choice stays
-            which = phase.trainable
-            backbones.set_trainable(self.model, which.model_dump() if isinstance(which, LastLayers) else which)
+        self.penalty = choose_trained(self.train, phase, self.model)
         self.step_model: nn.Module = self.model
         if self.world.size > 1:
             self.step_model = nn.parallel.DistributedDataParallel(self.model)
         self.optimizer = make_optimizer(phase, self.model)
         self.rate = Rate(phase)
-        self.penalty = Penalty(phase, self.model)
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
         """Train on every training image once; return mean loss and accuracy of the images as they were trained on.
@@ -283,9 +279,16 @@ class _Best:
                 self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def _planned(phase: TrainSettings) -> int:
-    """Return the number of epochs of a phase that is not stopped early."""
-    return 1 if phase.smoke else phase.epochs
+def choose_trained(train: TrainSettings, phase: TrainSettings, network: nn.Module) -> Penalty:
+    """Choose the part of a network that ``phase`` of ``train`` changes, and return the penalty on it.
+
+    Raises:
+        UserError: the network has no such part, or nothing in it that a penalty falls on.
+    """
+    if train.phases or phase.trainable != "all":  # else a model's own choice stays
+        which = phase.trainable
+        backbones.set_trainable(network, which.model_dump() if isinstance(which, LastLayers) else which)
+    return Penalty(phase, network)
 
 
 def make_optimizer(train: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ import os
 import platform
 import random
 import socket
+import threading
 import time
 import traceback
 import zipfile
@@ -30,13 +31,15 @@ import numpy as np
 import torch
 
 from raybench import __version__, augment
-from raybench.data import TrialData, cache_folder, digest
+from raybench.data import TrialData, cache_folder, digest, filling
 from raybench.errors import DataError, WeightsError
 from raybench.plan import Trial, stream
 from raybench.rates import is_better
 from raybench.records import OWN_COLUMN, EpochRow, ErrorClass, Outcome, Predictions, TrialRow
 from raybench.settings import HeldOut, TrialSettings
 from raybench.train import Diverged, History, Report, Statistics, Training, World
+
+NO_MEMORY = "can't allocate memory", "CUDA error: out of memory"
 
 
 def run_trial(
@@ -95,7 +98,9 @@ def run_trial(
             training = Training(trial.id, trial.seed, settings, data, torch.device(device), world, statistics)
             history = training.finish(tell)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        if reporting:
+        # Ctrl-C reaches the main thread alone, that of a debugger; on Ray a trial has another.
+        ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+        if reporting or ctrl_c:
             raise
         row = dataclasses.replace(row, epochs=len(seen), epochs_run=len(seen), wall_seconds=time.perf_counter() - clock)
         return Outcome(row=failed(row, error), epochs=tuple(seen))
@@ -169,8 +174,8 @@ def failed(row: TrialRow, error: BaseException) -> TrialRow:
 
 def error_class(error: BaseException) -> ErrorClass:
     """Sort an exception into the classes that tables report."""
-    # Torch's CPU allocator raises a plain RuntimeError.
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    # Torch raises a plain RuntimeError where its CPU allocator or a call of CUDA itself finds no memory.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY):
         return "out_of_memory"
     if isinstance(error, Diverged):
         return "diverged"
@@ -190,13 +195,13 @@ def fit_augmentation(settings: TrialSettings, data: TrialData) -> Statistics:
     folder = cache_folder() / "statistics"
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"
     torn = ValueError, EOFError, zipfile.BadZipFile
-    with contextlib.suppress(FileNotFoundError, *torn), open(path, "rb") as file, np.load(file) as stored:
+    with contextlib.suppress(OSError, *torn), open(path, "rb") as file, np.load(file) as stored:
         return dict(stored)
     statistics = augmentation.fit(data.train().gather(slice(None))[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{path.name}.{os.getpid()}.npz"
-    np.savez(beside, allow_pickle=False, **statistics)
-    os.replace(beside, path)
+    with filling(folder):
+        beside = folder / f".{path.name}.npz"
+        np.savez(beside, allow_pickle=False, **statistics)
+        os.replace(beside, path)
     return statistics
 
 

@@ -11,6 +11,8 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -440,6 +442,11 @@ def test_a_part_that_is_none_is_refused(which):
     assert str(error.value) == f"the trained part must be all, head or {{last: n}} with n from 1, not {which!r}"
 
 
+def test_of_a_network_without_weights_no_part_is_trained():
+    with pytest.raises(UserError, match=r"^the network has no layer with weights of which a part could be trained$"):
+        set_trainable(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)), "head")
+
+
 def test_more_layers_than_there_are_is_refused():
     with pytest.raises(UserError) as error:
         set_trainable(make(head=HEAD), {"last": 20})
@@ -467,16 +474,17 @@ def test_freezing_survives_a_group_of_processes_and_the_state_dict(tmp_path):
 
 # Notes
 
+RANDOM = "timm:resnet10t: random weights (pretrained: true for those of the hub, pretrained: false if that is meant)"
+
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"name": "model1"}, []),
-        ({"name": SMALL}, ["timm:resnet10t: random weights (neither pretrained nor weights is set)"]),
-        (
-            {"name": SMALL, "pretrained": False, "head": {}},
-            ["timm:resnet10t: random weights (neither pretrained nor weights is set)"],
-        ),
+        ({"name": SMALL}, [RANDOM]),
+        ({"name": SMALL, "head": {}, "size": 64}, [RANDOM]),
+        ({"name": SMALL, "pretrained": False, "head": {}}, []),
+        ({"name": "timm:resnet18", "stem": "small"}, []),
         (
             {"name": SMALL, "pretrained": True},
             ["timm:resnet10t: the images are not normalised as for its pretrained weights (normalize: true does it)"],
@@ -616,9 +624,40 @@ def test_pretrained_weights_that_cannot_be_had_point_to_a_local_file(monkeypatch
     with pytest.raises(WeightsError) as error:
         make("timm:resnet10t", pretrained=True, cache_dir=str(tmp_path))
     assert str(error.value) == (
-        "the pretrained weights of timm:resnet10t are neither on the hub, as far as it can be reached, nor in its"
-        " cache: `weights: path/to/file.safetensors` takes a local file"
+        "the pretrained weights of timm:resnet10t are neither in the hub's cache nor could they be downloaded: run once"
+        " where the hub can be reached, name a file (weights: path/to/file.safetensors), or say pretrained: false"
     )
+
+
+def test_cached_weights_are_found_without_a_network(monkeypatch, tmp_path, trained):
+    cached = tmp_path / "models--timm--resnet10t.c3_in1k"  # as the hub's client keeps it
+    for folder in ("refs", "snapshots/c0ffee"):
+        (cached / folder).mkdir(parents=True)
+    (cached / "refs" / "main").write_text("c0ffee")
+    state = {**trained.state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    safetensors.torch.save_file(state, cached / "snapshots" / "c0ffee" / "model.safetensors")
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
+    network = make(pretrained=True, cache_dir=str(tmp_path))
+    assert torch.equal(network.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+
+
+def test_the_hub_is_asked_only_for_what_is_not_in_its_cache(monkeypatch, trained):
+    state = {**trained.state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    cached, asked = False, []
+
+    def hub(*_: object, **__: object) -> dict[str, Tensor]:
+        asked.append("cache" if constants.HF_HUB_OFFLINE else "hub")
+        if constants.HF_HUB_OFFLINE and not cached:
+            raise LocalEntryNotFoundError("not cached")
+        return dict(state)
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", hub)
+    downloaded = make(pretrained=True)
+    assert asked == ["cache", "hub"] and not constants.HF_HUB_OFFLINE
+    cached = True
+    found = make(pretrained=True)
+    assert asked == ["cache", "hub", "cache"] and not constants.HF_HUB_OFFLINE
+    assert not changed(downloaded, found.state_dict())  # the classifier's random start too
 
 
 @pytest.mark.parametrize("options", [{"head": HEAD}, {"head": {"pool": "max"}}, {"size": 32}])

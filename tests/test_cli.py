@@ -266,7 +266,9 @@ def test_plan_of_a_smoke_run_is_another(raybench: Raybench) -> None:
     plain, smoke = (json.loads(raybench("plan", "quickstart", "--json", *more).out) for more in ([], ["--smoke"]))
     assert not {trial["trial_id"] for trial in plain} & {trial["trial_id"] for trial in smoke}
     shown = raybench("plan", "quickstart", "--smoke").out
-    assert shown.startswith("quickstart-smoke  ") and "at most 1 epoch" in shown
+    assert shown.startswith("quickstart-smoke  ") and "at most 1 epoch of two batches\n" in shown
+    phases = ["--set", "train.epochs=15", "--set", "train.phases=[{epochs: 7}, {epochs: 8}]"]
+    assert "at most 2 epochs of two batches\n" in raybench("plan", "quickstart", "--smoke", *phases).out
 
 
 def test_plan_leaves_nothing_behind(raybench: Raybench) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -38,8 +40,6 @@ INSTALL = [
     "&& .venv/bin/raybench run suites/quickstart.yaml",
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]' && .venv/bin/pytest",
 ]
-BAD = "bad.yaml"
-"""A suite that is wrong on purpose."""
 FORBIDDEN = r"/work\b|/tmp/venv|/tmp/helper|/root/|/home/\w|pypi-more|TODO|FIXME"
 
 
@@ -374,9 +374,8 @@ def test_commands_parse() -> None:
 
 
 def test_suites_on_the_pages_load(tmp_path: Path) -> None:
-    """A block with a name and a dataset is a suite, and any other a part of one."""
-    suites = [block for page in NAMES for block in blocks(page, "yaml") if page != "docs/extending.md"]
-    suites = [block for block in suites if block.file != BAD]
+    """A block with a name and a dataset is a suite, and any other a part of one; further tests run what is a file."""
+    suites = [block for page in NAMES for block in blocks(page, "yaml") if not block.file]
     assert len(suites) > 5
     for block in suites:
         document, _ = parse_yaml(block.text, str(block))
@@ -424,42 +423,63 @@ def test_the_install_commands_are_the_ones_that_ci_runs() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The worked example of docs/extending.md
+# The worked examples of README.md and docs/extending.md
 
 
-def test_the_worked_example_runs(
+def write_files(folder: Path, *pages: str) -> dict[str, str]:
+    """Write the files that the pages show, and return their texts."""
+    files = {block.file: block.text for page in pages for block in blocks(page, "python", "yaml") if block.file}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return files
+
+
+def shown_commands(page: str) -> list[tuple[str, str]]:
+    """Return each command of a page's consoles, and what is printed below it."""
+    found = (re.findall(r"^\$ ([^\n]*)\n(.*?)(?=^\$|\Z)", b.text, re.M | re.S) for b in blocks(page, "console"))
+    return [command for commands in found for command in commands]
+
+
+@pytest.mark.ray
+def test_the_worked_example_of_the_readme_prints_what_it_shows(tmp_path: Path) -> None:
+    assert write_files(tmp_path, "README.md").keys() == {"mine.py", "mine.yaml"}
+    shown = shown_commands("README.md")
+    assert [command for command, _ in shown] == ["raybench validate mine.yaml", "raybench run mine.yaml 2>/dev/null"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAYBENCH_"))}
+    environment |= {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    for command, printed in shown:
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [line.rstrip() for line in done.stdout.rstrip().splitlines()] == printed.splitlines(), command
+
+
+def test_the_commands_of_extending_print_what_they_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from raybench.job import check_options, prepare
+    from raybench.cli import main
 
-    files = {block.file: block.text for block in blocks("docs/extending.md", "python", "yaml") if block.file}
-    assert files.keys() == {"mine.py", "mine.yaml", "make_stripes.py", "debug.py"}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
+    files = write_files(tmp_path, "README.md", "docs/extending.md")
+    assert files.keys() == {"mine.py", "mine.yaml", "more.py", "more.yaml", "make_stripes.py", "debug.py"}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setitem(sys.modules, "mine", None)  # so that what is imported below is taken out again
-    del sys.modules["mine"]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for module in ("mine", "more"):
+        monkeypatch.setitem(sys.modules, module, None)  # so that what is imported below is taken out again
+        del sys.modules[module]
     for names in (registry.MODELS, registry.AUGMENTATIONS, registry.DATASETS):
         monkeypatch.setattr(names, "_entries", dict(names._entries))
 
-    exec(files["make_stripes.py"], {})
-    suite = load(Path("mine.yaml"))
-    trials = expand(suite)
-    assert len(trials) == 8
-    check_options(suite, trials)
-    chosen = [trial for trial in trials if trial.seed == 0]
-    job = prepare(suite, chosen, Path("."))
-    for trial in chosen:
-        row = job.run(trial).row
-        assert (row.status, row.error) == ("completed", None)
-        assert row.test_accuracy == 1.0
-
-    exec(files["debug.py"], {})
-    (printed,) = (
-        block.text.partition("\n")[2] for block in blocks("docs/extending.md", "console") if "debug.py" in block.text
-    )
-    assert capsys.readouterr().out == printed
+    shown = shown_commands("docs/extending.md")
+    assert len(shown) == 5
+    for command, printed in shown:
+        program, *arguments = shlex.split(command)
+        if program == "python":
+            exec(files[arguments[0]], {})
+        else:
+            monkeypatch.setattr(sys, "argv", [program, *arguments])
+            with pytest.raises(SystemExit):
+                main()
+        assert "".join(capsys.readouterr()) == printed, command
 
 
 if __name__ == "__main__":

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+from torch import nn
 
 from raybench import augment, job
 from raybench.data import Images, Source, trial_data
-from raybench.errors import DataError, SuiteError, UserError
+from raybench.errors import DataError, SuiteError, UserError, WeightsError
 from raybench.job import check_options, divided, git_state, prepare, source_key, statistics_key
 from raybench.plan import Trial
 from raybench.records import computed
@@ -165,6 +168,88 @@ def test_wrong_options_are_found_before_training(
     with pytest.raises(SuiteError) as caught:
         prepare(suite, trials, tmp_path)
     assert str(caught.value) == f"{suite.source}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "message"),
+    [
+        ("mlp", "trainable: {last: 2}", "last: 2 is too many: 1 layers with weights stand before the head"),
+        (
+            "mlp",
+            "phases: [{epochs: 1}, {epochs: 1, trainable: {last: 7}}]",
+            "last: 7 is too many: 1 layers with weights stand before the head",
+        ),
+        ("norms", "l2: 0.1", "l2 and elastic_net need a convolution or a dense layer that is trained"),
+        ("norms", "elastic_net: {}", "l2 and elastic_net need a convolution or a dense layer that is trained"),
+        ("norms", "trainable: head", "the network has no layer with weights of which a part could be trained"),
+    ],
+)
+def test_what_cannot_be_trained_is_found_before_training(
+    model: str,
+    train: str,
+    message: str,
+    load_suite: LoadSuite,
+    loads: list[DatasetSettings],
+    add_model: Callable[[str, Any], None],
+    tmp_path: Path,
+) -> None:
+    add_model("norms", lambda shape, classes: nn.Sequential(nn.AvgPool2d(shape[1]), nn.Flatten(), Norms(classes)))
+    suite, trials = load_suite(suite_text(f"[{model}]").replace("epochs: 1, batch_size: 16", train))
+    for find in (lambda: prepare(suite, trials, tmp_path), lambda: check_options(suite, trials)):
+        with pytest.raises(SuiteError) as caught:
+            find()
+        assert str(caught.value) == f"{suite.source}: model '{model}': {message}"
+
+
+class Norms(nn.Module):
+    """Logits without a layer that has a matrix."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :1] * self.scale
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+BACKBONES = "{random: 'timm:resnet10t', given: {name: 'timm:resnet10t', pretrained: true, cache_dir: nowhere}}"
+
+
+def test_weights_that_cannot_be_had_are_missed_before_a_cluster_is_asked(
+    load_suite: LoadSuite, loads: list[DatasetSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    suite, trials = load_suite(suite_text(BACKBONES))
+    said: list[str] = []
+    with pytest.raises(WeightsError) as caught:
+        prepare(suite, trials, tmp_path, said.append)
+    assert str(caught.value) == (
+        "the pretrained weights of timm:resnet10t are neither in the hub's cache nor could they be downloaded: run once"
+        " where the hub can be reached, name a file (weights: path/to/file.safetensors), or say pretrained: false"
+    )
+    assert said == ["reading digits", "loading the weights of timm:resnet10t"]
+    check_options(suite, trials)  # downloads nothing
+
+
+def test_weights_are_got_once_and_notes_collected(
+    load_suite: LoadSuite, loads: list[DatasetSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = timm.create_model("resnet10t", in_chans=1)
+    state = {key: value for key, value in network.state_dict().items() if not key.startswith("layer1.0.conv")}
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(state))
+    suite, trials = load_suite(suite_text(BACKBONES, "[none, flip]", "  lr: [0.1, 0.2]"))
+    said: list[str] = []
+    made = prepare(suite, trials, tmp_path, said.append)
+    assert said == ["reading digits", "loading the weights of timm:resnet10t"]
+    assert made.notes == (
+        "timm:resnet10t: random weights (pretrained: true for those of the hub, pretrained: false if that is meant)",
+        "timm:resnet10t: the images are not normalised as for its pretrained weights (normalize: true does it)",
+        "timm:resnet10t: the weights fit only partly: layer1.0.conv1.weight, layer1.0.conv2.weight start at random",
+    )
 
 
 def test_options_are_checked_without_images(load_suite: LoadSuite, loads: list[DatasetSettings]) -> None:

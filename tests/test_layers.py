@@ -36,7 +36,12 @@ LAYERS = {
     "training": Layer(
         ("data", "datasets", "augment", "policies", "models", "backbones", "losses", "rates", "train", "trial", "job"),
         ("light",),
-        frozenset({"numpy", "PIL", "filelock", "pyarrow", "sklearn", "torch", "torchvision", "timm", "safetensors"}),
+        frozenset(
+            {
+                *("numpy", "PIL", "filelock", "pyarrow", "sklearn", "torch", "torchvision"),
+                *("timm", "safetensors", "huggingface_hub"),
+            }
+        ),
     ),
     "results": Layer(
         ("store", "summarize", "stats", "check"),

@@ -135,6 +135,22 @@ def test_the_view_on_a_terminal(trials: list[Trial]) -> None:
     assert "completed after" not in frames(file)  # lines are for files
 
 
+def test_a_smoke_run_has_an_epoch_of_each_phase(load_suite: LoadSuite) -> None:
+    _, trials = load_suite(SUITE.replace("epochs: 20", "smoke: true, phases: [{epochs: 7}, {epochs: 8}]"))
+    console, file = terminal()
+    with Watch(console, planned=1, done=0, slots=1) as watch:
+        watch.epoch(trials[0], epoch(1, 0.5))
+    assert re.search(r"^mlp/none/0.001/s0 +1/2 ", frames(file), re.MULTILINE)
+
+
+def test_the_best_has_the_name_of_its_trial(load_suite: LoadSuite) -> None:
+    _, trials = load_suite(SUITE.replace("augmentation: [none]", "recipe: {plain: {}, smooth: {train.l2: 0.1}}"))
+    console, file = terminal()
+    with Watch(console, planned=12, done=0, slots=1) as watch:
+        watch.ended(trials[1], outcome(trials[1]))
+    assert "best test accuracy so far 0.9000  mlp/smooth/0.001/s0" in frames(file)
+
+
 def test_the_terminal_is_given_back(trials: list[Trial]) -> None:
     console, file = terminal()
     hidden, shown = "\x1b[?25l", "\x1b[?25h"
@@ -165,7 +181,7 @@ def test_only_finished_trials_can_be_the_best(trials: list[Trial], clock: Clock)
     assert watch.best is None
     for trial, accuracy in zip(trials[2:], (0.5, 0.7, 0.7, 0.6), strict=True):
         watch.ended(trial, outcome(trial, test_accuracy=accuracy))
-    assert watch.best is not None and watch.best.trial_id == trials[3].id
+    assert watch.best == (0.7, "small_cnn/none/0.001/s1")
     assert [row.error for row in watch.failures] == ["e"]
 
 

@@ -386,6 +386,18 @@ def test_checking_finds_an_output_that_is_not_logits(monkeypatch):
     assert message("flat", (3, 8, 8), models.check) == expected
 
 
+def test_what_starts_at_random_besides_given_weights(monkeypatch):
+    def partly(shape, classes, weights):
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, classes))
+        nn.init.ones_(network[0].weight)
+        network.pretrained_cfg = {"classifier": "3"}
+        return network
+
+    monkeypatch.setitem(MODELS._entries, "partly", partly)
+    settings = ModelSettings(name="partly", weights="w.pt")
+    assert models.random_tensors(settings, (3, 8, 8), 10) == ["0.bias", "1.weight", "1.bias"]
+
+
 def test_checking_passes_over_a_model_that_needs_real_numbers(monkeypatch):
     def builder(shape, classes, **options):
         rates = [rate.item() for rate in torch.linspace(0, options["most"], 3)]

@@ -97,6 +97,12 @@ def test_golden_ids() -> None:
     assert [f"{trial.id} {trial.name}" for trial in plan(SMALL)] == GOLDEN.splitlines()
 
 
+def test_golden_id_of_phases() -> None:
+    phases = [{"epochs": 1, "trainable": "head"}, {"epochs": 2, "lr": 0.1, "optimizer": "sgd"}]
+    settings = {"dataset": {"name": "digits"}, "model": {"name": "mlp"}, "train": {"phases": phases}}
+    assert identity(settings, 0) == "64763e391e690e67"
+
+
 def test_golden_streams() -> None:
     """These never change either: they are the initial weights, the order of the images, and the augmentations."""
     assert stream(0, "weights") == 5223795711731633112

@@ -74,7 +74,8 @@ def test_every_spelling_of_an_augmentation(written: Any, parts: list[dict[str, A
     assert settings(augmentation=parts) == read
 
 
-def test_a_name_alone_is_a_model_or_an_optimizer() -> None:
+def test_a_name_alone_is_a_dataset_a_model_or_an_optimizer() -> None:
+    assert settings(dataset="digits") == settings(dataset={"name": "digits"})
     read = settings(model="mlp", train={"optimizer": "sgd"})
     assert read == settings(model={"name": "mlp"}, train={"optimizer": {"name": "sgd"}})
     assert read.model.options == {}
@@ -232,7 +233,7 @@ TRAINABLE = "must be all, head or {last: n} with n from 1"
         ),
         ({"dataset": {}}, "dataset.name: is missing"),
         ({"dataset": {"nmae": "digits"}}, "dataset.nmae: unknown key; did you mean 'name'?"),
-        ({"dataset": "digits"}, "dataset: 'digits' is not right: must be a mapping"),
+        ({"dataset": 5}, "dataset: 5 is not right: must be a name or a mapping"),
         (
             {"dataset": {"name": "digits", "train_size": 0}},
             "dataset.train_size: 0 is not right: must be greater than or equal to 1",
@@ -306,11 +307,23 @@ def test_the_epochs_of_phases_add_up() -> None:
         == read
         == TrainSettings.model_validate({**written, "epochs": 5})
     )
+    assert read.planned_epochs == 5
+    assert read.model_copy(update={"smoke": True}).planned_epochs == 2
     first, second = read.in_phases()
     assert first == TrainSettings(epochs=2, lr=0.1, trainable="head")
     assert second == TrainSettings(epochs=3, lr=0.2, trainable="all")
     assert TrainSettings.model_validate(written, context=PARTIAL).epochs == 20
     assert TrainSettings().in_phases() == [TrainSettings()]
+
+
+def test_a_phase_has_a_schedule_and_a_patience_of_its_own() -> None:
+    written = {
+        "schedule": "plateau",
+        "phases": [{"epochs": 2, "schedule": "step"}, {"epochs": 3, "early_stopping": {"patience": 2}}],
+    }
+    first, second = TrainSettings.model_validate(written).in_phases()
+    assert first == TrainSettings(epochs=2, schedule="step")
+    assert second == TrainSettings(epochs=3, schedule="plateau", early_stopping={"patience": 2})
 
 
 def test_a_schedule_may_be_its_name() -> None:
@@ -377,6 +390,11 @@ def test_paths_are_checked_key_by_key(path: str, problem: str) -> None:
         ("train.optimizer", "sgd", {"train.optimizer": "sgd"}),
         ("train.early_stopping", {}, {"train.early_stopping": {}}),
         ("train.early_stopping", None, {"train.early_stopping": None}),
+        ("train.schedule", {}, {"train.schedule": {}}),
+        ("train.optimizer", {}, {}),
+        ("dataset", {}, {}),
+        ("dataset", "digits", {"dataset": "digits"}),
+        ("train", {"optimizer": {}, "early_stopping": {}}, {"train.early_stopping": {}}),
         ("model", {"hidden": [8], "head": {"x": 1}}, {"model.hidden": [8], "model.head": {"x": 1}}),
         ("model", {"name": "mlp", "hidden": [8]}, {"model": {"name": "mlp", "hidden": [8]}}),
         ("augmentation", {"shift": 0.1}, {"augmentation": {"shift": 0.1}}),
@@ -424,6 +442,7 @@ SUITE = {"name": "s", "dataset": {"name": "digits"}}
     "keys",
     [
         {"model": "mlp", "augmentation": "flip", "train": {"optimizer": "sgd"}},
+        {"dataset": "digits", "compare": {"dataset": {"all": {}, "few": {"train_size": 100}}}},
         {"model": {"name": "mlp", "hidden": [8]}, "augmentation": ["flip", {"shift": 0.1}], "repeat": {"seed": [1, 2]}},
         {"compare": {"model": ["mlp"], "v": {"a": {}, "b": {"train.lr": 1}}}, "reference": [{"model": "mlp", "n": 5}]},
     ],

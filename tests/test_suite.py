@@ -127,6 +127,28 @@ def test_values_are_read_as_yaml_1_2() -> None:
     assert [type(label) for label in read.axis("lr").labels] == [float] * 3
 
 
+def test_an_empty_value_of_a_section_changes_nothing() -> None:
+    read = suite(compare="{dataset: {all: {}, few: {train_size: 100}}}", model="mlp")
+    assert [trial.settings["dataset"]["train_size"] for trial in expand(read)] == [None, 100] * 2
+    variants = suite(compare="{v: {a: {train: {}}, b: {train.early_stopping: {}}}}", model="mlp")
+    assert [trial.typed().train.early_stopping is None for trial in expand(variants)] == [True, False] * 2
+
+
+def test_a_dataset_may_be_its_name() -> None:
+    assert names("dataset=digits") == names(dataset="digits") == names()
+    assert names(compare="{dataset: [digits, mnist]}", model="mlp") == [
+        "digits/s0",
+        "mnist/s0",
+        "digits/s1",
+        "mnist/s1",
+    ]
+
+
+def test_points_may_need_other_resources() -> None:
+    read = suite(compare="{v: {a: {}, b: {resources.cpus: 2}}}", model="mlp", repeat="{seed: 1}")
+    assert [trial.typed().resources.cpus for trial in expand(read)] == [1, 2]
+
+
 def test_a_number_is_a_label_of_overrides() -> None:
     read = suite(compare="{model: [mlp], width: {8: {model.hidden: [8]}, 16: {model.hidden: [16]}}}")
     assert read.axis("width").labels == ("8", "16")
@@ -331,7 +353,7 @@ KEYS = (
         ),
         ({"name": "5"}, "1:1: name: 5 is not right: must be text"),
         ({"dataset": None}, "1:1: dataset: is missing"),
-        ({"dataset": ""}, "2:1: dataset: None is not right: must be a mapping"),
+        ({"dataset": ""}, "2:1: dataset: None is not right: must be a name or a mapping"),
         ({"dataset": "{validation: test}"}, "2:1: dataset.name: is missing"),
         ({"dataset": "{name: digts}"}, "2:11: dataset.name: unknown dataset 'digts'; did you mean 'digits'?"),
         (
@@ -474,7 +496,8 @@ def variant(b: str, a: str = "{}") -> dict[str, str | None]:
         ),
         (
             {"search": "{resources.cpus: [1, 2]}"},
-            "5:10: search.resources.cpus: resources decide where a trial runs, not what it computes",
+            "5:10: search.resources.cpus: resources are what a trial needs and not what is compared: give"
+            " points that need more a named variant",
         ),
         (variant("5"), "7:5: compare.variant.b: must be a mapping of overrides, such as {train.epochs: 20}"),
         (variant("{train.epoch: 5}"), "7:9: compare.variant.b.train.epoch: unknown key; did you mean 'epochs'?"),

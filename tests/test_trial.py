@@ -45,6 +45,13 @@ def run(trial: Trial, source: Source, **options: Any) -> Outcome:
     [
         (MemoryError(), "out_of_memory", "MemoryError:"),
         (torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory", "OutOfMemoryError: CUDA out of memory."),
+        (
+            torch.AcceleratorError("CUDA error: out of memory"),
+            "out_of_memory",
+            "AcceleratorError: CUDA error: out of memory",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "out_of_memory", "RuntimeError: CUDA error: out of memory"),
+        (RuntimeError("CUDA error: invalid argument"), "error", "RuntimeError: CUDA error: invalid argument"),
         (Diverged("no longer finite"), "diverged", "Diverged: no longer finite"),
         (DataError("no images"), "data", "DataError: no images"),
         (WeightsError("no weights"), "weights", "WeightsError: no weights"),
@@ -157,6 +164,15 @@ def test_what_report_raises_passes_through(error: type[BaseException], make_tria
     with pytest.raises(error):
         run(make_trial(), source, report=report)
     assert told == [1, 2]
+
+
+def test_ctrl_c_in_a_debugger_is_no_failed_trial(make_trial: MakeTrial, source: Source, add_model: AddModel) -> None:
+    def interrupted(shape: models.Shape, classes: int) -> nn.Module:
+        raise KeyboardInterrupt
+
+    add_model("interrupted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_trial(model="interrupted"), source)
 
 
 def test_a_report_that_swallowed_its_error_leaves_nothing_behind(
@@ -343,7 +359,7 @@ def test_statistics_are_fitted_once_and_kept(
     assert {name: array.shape for name, array in first.items()} == {"zca_mean": (1,), "zca_matrix": (64, 64)}
     assert same(fit_augmentation(make_trial(augmentation=["shift", "zca"]).typed(), data), first)
     assert fits == [60]
-    assert len(list(tmp_path.glob("statistics/*"))) == 1
+    assert len(list(tmp_path.glob("statistics/*.npz"))) == 1
 
     smaller = make_trial(augmentation="zca", dataset={"train_size": 40})
     assert not same(fit_augmentation(smaller.typed(), data_for(smaller, source)), first)
@@ -352,7 +368,7 @@ def test_statistics_are_fitted_once_and_kept(
     other = dataclasses.replace(data, fingerprint="f" * 16)
     assert same(fit_augmentation(trial.typed(), other), first)
     assert fits == [60, 40, 60, 60]
-    assert len(list(tmp_path.glob("statistics/*"))) == 4
+    assert len(list(tmp_path.glob("statistics/*.npz"))) == 4
 
 
 def test_nothing_to_fit(make_trial: MakeTrial, source: Source, fits: list[int], tmp_path: Path) -> None:
@@ -367,7 +383,7 @@ def test_a_torn_cache_file_is_fitted_again(
     trial = make_trial(augmentation="zca")
     data = data_for(trial, source)
     first = fit_augmentation(trial.typed(), data)
-    (path,) = tmp_path.glob("statistics/*")
+    (path,) = tmp_path.glob("statistics/*.npz")
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
@@ -378,7 +394,21 @@ def test_a_torn_cache_file_is_fitted_again(
         assert same(fit_augmentation(trial.typed(), data), first)
         assert path.read_bytes() == whole
     assert len(fits) == 1 + len(damaged)
-    assert list(tmp_path.glob("statistics/*")) == [path]
+    assert list(tmp_path.glob("statistics/*.npz")) == [path]
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_to_mend(
+    make_trial: MakeTrial, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path / "file"))
+    trial, folder = make_trial(augmentation="zca"), tmp_path / "file" / "statistics"
+    with pytest.raises(DataError) as caught:
+        fit_augmentation(trial.typed(), data_for(trial, source))
+    assert str(caught.value) == (
+        f"cannot fill {folder} ([Errno 20] Not a directory: '{folder}'): set RAYBENCH_CACHE to a folder that can be"
+        " written and has room"
+    )
 
 
 def test_a_trial_fits_what_it_is_not_given(make_trial: MakeTrial, source: Source, fits: list[int]) -> None:
