@@ -157,6 +157,12 @@ class Outcome:
     predictions: Predictions | None = None
 
 
+def measured_columns(row: type[TrialRow | EpochRow] = TrialRow) -> list[str]:
+    """Return the names of the fields in which equal trials may differ."""
+    return [f.name for f in fields(row) if f.metadata.get("measured")]
+
+
 def computed(row: TrialRow | EpochRow) -> dict[str, Any]:
     """Return the fields that the same trial must repeat bit for bit, wherever and whenever it runs."""
-    return {f.name: getattr(row, f.name) for f in fields(row) if not f.metadata.get("measured")}
+    left_out = measured_columns(type(row))
+    return {f.name: getattr(row, f.name) for f in fields(row) if f.name not in left_out}

@@ -113,6 +113,8 @@ class _Recorder:
         self.begun: dict[str, TrialRow] = {}
         self.waiting: dict[str, tuple[Trial, Outcome]] = {}
         """Trials that have finished, and may yet be found to have lost before: those they compete with come later."""
+        self.undecided: set[str] = set()
+        """Such trials of an earlier run, which stored them when it was interrupted."""
         if self.pruner.brackets:
             self._replay()
 
@@ -128,6 +130,9 @@ class _Recorder:
                 for epoch, value in zip(curves[trial.id]["epoch"], curves[trial.id][metric], strict=True):
                     self.pruner.report(trial.id, int(epoch), float(value))
             self.pruner.end(trial.id)
+        status = self.store.done()[0]
+        self.undecided = {trial.id for trial in stored if status.get(trial.id) in FINISHED}
+        self._release()
 
     def started(self, trial: Trial) -> None:
         self.curves[trial.id] = []
@@ -164,6 +169,11 @@ class _Recorder:
         """Store the trials of which it has come out whether they lost."""
         for trial_id in [trial_id for trial_id in self.waiting if not self.pruner.pending(trial_id)]:
             self._store(*self.waiting.pop(trial_id))
+        for trial_id in [trial_id for trial_id in self.undecided if not self.pruner.pending(trial_id)]:
+            self.undecided.remove(trial_id)
+            if lost := self.pruner.stopped(trial_id):
+                outcome = self.store.outcome(trial_id)
+                self.store.write(pruned(outcome.row, outcome.epochs, lost.epoch))
 
     def _store(self, trial: Trial, outcome: Outcome) -> None:
         lost = self.pruner.stopped(trial.id)
@@ -175,7 +185,11 @@ class _Recorder:
             self.sweep.failed[trial.id] = Ended("failed", None, outcome.row.epochs)
 
     def close(self) -> None:
-        """Keep what was decided, for people to read: it follows from the curves, and is made anew in every run."""
+        """Keep what waits, and for people to read what was decided: it follows from the curves, and is made anew in
+        every run."""
+        for trial, outcome in self.waiting.values():
+            self.store.write(outcome)
+            self.watch.ended(trial, outcome)
         if self.pruner.brackets:
             self.store.write_decisions(self.pruner.decisions)
 

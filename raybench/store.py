@@ -21,6 +21,7 @@ import filelock
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -92,6 +93,8 @@ class Store:
         trials = pa.schema([*TRIALS, *self._axes.items()], metadata=TRIALS.metadata)
         self._schemas: dict[Kind, pa.Schema] = {"trials": trials, "epochs": EPOCHS, "predictions": PREDICTIONS}
         self._lock = filelock.FileLock(self.folder / ".lock")
+        self._merged: set[str] = set()
+        """Trials whose rows lie in merged files, as far as this process knows."""
         self._written = 0
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -113,6 +116,7 @@ class Store:
                 for path in _singles(self.folder / kind):
                     if path.stem in merged:
                         path.unlink()
+            self._merged = _merged_ids(self.folder / "trials")
             _replace(self.folder / SNAPSHOT, json.dumps(snapshot, indent=1, default=str).encode())
         except filelock.Timeout:
             raise UserError(
@@ -134,6 +138,8 @@ class Store:
         Raises:
             OSError: if the disk is full or gone; what was stored before is intact.
         """
+        if outcome.row.trial_id in self._merged:
+            self._take_out(outcome.row.trial_id)
         values = dataclasses.asdict(outcome.row)
         axes = values.pop("axes")
         for name, kind in self._axes.items():
@@ -186,7 +192,19 @@ class Store:
         for start in range(0, len(done), COMPACT_AT):
             for kind in ("predictions", "epochs", "trials"):
                 self._merge([self.folder / kind / f"{id_}.parquet" for id_ in done[start : start + COMPACT_AT]])
+        self._merged.update(done)
         return len(done)
+
+    def _take_out(self, trial_id: str) -> None:
+        """Remove a trial from the merged files, for rows of its own to take their place."""
+        for kind in ("trials", "epochs", "predictions"):
+            for path in _merged(self.folder / kind):
+                if trial_id in (ids := _ids_in(path)):
+                    table = pq.ParquetFile(path).read()
+                    left = " ".join(sorted(ids - {trial_id})).encode()
+                    rest = table.filter(pc.not_equal(table["trial_id"], trial_id))
+                    _replace(path, _parquet(rest.replace_schema_metadata({**TRIALS.metadata, b"trials": left})))
+        self._merged.discard(trial_id)
 
     def _merge(self, files: Sequence[Path]) -> None:
         """Bring the rows of ``files`` into one file for each schema among them: a suite's axes may have changed."""
@@ -212,6 +230,20 @@ class Store:
         table, damaged = read_folder(self.folder / kind, self._schemas[kind], columns)
         return table.to_pandas(), damaged
 
+    def outcome(self, trial_id: str) -> Outcome:
+        """Return what is stored of a trial, but for its predictions."""
+        trials, epochs = (
+            [
+                row
+                for row in rows.astype(object).where(rows.notna(), None).to_dict("records")
+                if row["trial_id"] == trial_id
+            ]
+            for rows in (self.read("trials")[0], self.read("epochs")[0])
+        )
+        row = {**trials[0], "axes": {name: trials[0].pop(name) for name in self._axes}}
+        ordered = sorted(epochs, key=lambda epoch: epoch["epoch"])
+        return Outcome(row=_row(TrialRow, row), epochs=tuple(_row(EpochRow, epoch) for epoch in ordered))
+
     def done(self) -> tuple[dict[str, str], list[str]]:
         """Return trial id -> status of the trials that need not run again, and a line for each damaged file."""
         rows, damaged = self.read("trials", ["trial_id", "status"])
@@ -231,6 +263,14 @@ class Store:
                 value = row[row["selection"]]
                 ended[row["trial_id"]] = Ended(row["status"], value, int(row["epochs"]), draw, labels)
         return ended
+
+
+def _row(kind: type, values: Mapping[Any, Any]) -> Any:
+    """Return a row of what pandas read, which has no whole numbers beside missing ones."""
+    hints = get_type_hints(kind)
+    whole = {name for name, hint in hints.items() if name != "axes" and _arrow_type(hint) == pa.int64()}
+    given = {f.name: values[f.name] for f in dataclasses.fields(kind)}
+    return kind(**{name: int(v) if name in whole and v is not None else v for name, v in given.items()})
 
 
 def read_folder(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:

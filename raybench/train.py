@@ -61,10 +61,6 @@ class History:
     """[test images, classes], of the best epoch's weights."""
     labels: Tensor
     """[test images]"""
-    images: dict[str, int]
-    """Number of images of ``train``, ``val`` and ``test``."""
-    parameters: int
-    weights_fingerprint: str | None
     train_seconds: float
     images_per_second: float
 
@@ -121,9 +117,6 @@ class Training:
             stopped_early=len(epochs) < self.train.planned_epochs,
             logits=best.logits,
             labels=self.feeds["test"].labels,
-            images={name: len(feed) for name, feed in self.feeds.items()},
-            parameters=models.parameter_count(self.model),
-            weights_fingerprint=self.weights_fingerprint,
             train_seconds=train_seconds,
             images_per_second=len(epochs) * self._images_per_epoch() / train_seconds,
         )

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raybench import __version__, augment
+from raybench import __version__, augment, models
 from raybench.data import TrialData, cache_folder, digest, filling
 from raybench.errors import DataError, WeightsError
 from raybench.plan import Trial, stream
@@ -60,7 +60,7 @@ def run_trial(
         data: its images, shared and read-only.
         device: ``cpu`` or ``cuda``.
         world: this process's place in the trial's worker group.
-        begun: called first, with the row as far as it is known then.
+        begun: called before the first step, with the row as far as it is known then.
         report: called after each epoch. What it raises (Ray's stop is a `SystemExit`) passes through.
         statistics: what the augmentation fitted on the training images (`fit_augmentation`); fitted here if not given.
         provenance: further columns of `TrialRow` that only the caller knows.
@@ -78,8 +78,6 @@ def run_trial(
         **versions(),
         **(provenance or {}),
     )
-    if begun is not None:
-        begun(row)
     reporting = False
     seen: list[EpochRow] = []
 
@@ -96,6 +94,16 @@ def run_trial(
             if statistics is None:
                 statistics = fit_augmentation(settings, data)
             training = Training(trial.id, trial.seed, settings, data, torch.device(device), world, statistics)
+            row = dataclasses.replace(
+                row,
+                train_images=len(training.feeds["train"]),
+                validation_images=len(training.feeds["val"]),
+                test_images=len(training.feeds["test"]),
+                parameters=models.parameter_count(training.model),
+                weights_fingerprint=training.weights_fingerprint,
+            )
+            if begun is not None:
+                begun(row)
             history = training.finish(tell)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         # Ctrl-C reaches the main thread alone, that of a debugger; on Ray a trial has another.
@@ -219,11 +227,6 @@ def _finished(row: TrialRow, history: History, wall_seconds: float) -> TrialRow:
         val_accuracy=best.val_accuracy,
         test_loss=best.test_loss,
         test_accuracy=best.test_accuracy,
-        train_images=history.images["train"],
-        validation_images=history.images["val"],
-        test_images=history.images["test"],
-        parameters=history.parameters,
-        weights_fingerprint=history.weights_fingerprint,
         train_seconds=history.train_seconds,
         images_per_second=history.images_per_second,
         wall_seconds=wall_seconds,

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import random
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
 import pytest
+from rich.console import Console
 
 from raybench import cli
+from raybench.job import Job
+from raybench.plan import Choice, Trial
+from raybench.records import FINISHED, EpochRow, Outcome, TrialRow, measured_columns
+from raybench.run import Options, run_missing
+from raybench.store import PRUNING, Store
+from raybench.suite import load
+from raybench.summarize import Table, summarize
+from raybench.trial import failed, planned_row
 
 SUITE = """
 name: noted
@@ -35,3 +51,196 @@ def test_notes_on_weights_are_shown_at_the_start(
         " meant)",
         "raybench: --address ray://nowhere: Ray Client is not supported: use `auto` on the head, or host:6379",
     ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Search, then confirm, with trials that run in this process one after another
+
+SEARCH = """
+name: searched
+dataset: {name: digits, train_size: 200, test_size: 100}
+compare: {model: {narrow: {name: mlp, hidden: [8]}, wide: {name: mlp, hidden: [64]}}}
+search: {lr: [3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5]}
+repeat: {seed: 2}
+train: {epochs: 9, batch_size: 16}
+prune: asha
+"""
+DRAWN = SEARCH.replace(
+    "search: {lr: [3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5]}",
+    "search: {lr: {range: [1e-5, 1], log: true}}\ndraw: {points: 6, at_once: 3}",
+)
+Order = Callable[[Sequence[Trial]], Sequence[Trial]]
+
+
+class Stop(SystemExit):
+    """What Ray raises out of a report."""
+
+
+@pytest.fixture
+def ray_free(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``ray_free(order, after)`` runs the trials of a sweep here, in an order of one's own; interrupted after some."""
+    from raybench import schedule
+
+    cluster = SimpleNamespace(nodes=1, cpus=1, gpus=0, dashboard=None, slots=lambda resources: 1)
+    monkeypatch.setattr(schedule, "connect", lambda *_, **__: contextlib.nullcontext(cluster))
+
+    def install(order: Order = list, after: int = 10**9) -> None:
+        left = [after]
+
+        def run(job: Job, todo: Sequence[Trial], listener: Any, *_: Any, **__: Any) -> None:
+            for trial in order(todo):
+                if not left[0]:
+                    raise schedule.Interrupted
+                left[0] -= 1
+                run_here(job, trial, listener)
+
+        monkeypatch.setattr(schedule, "run", run)
+
+    return install
+
+
+def run_here(job: Job, trial: Trial, listener: Any) -> None:
+    begun: list[TrialRow] = []
+
+    def report(row: EpochRow) -> None:
+        if listener.epoch(trial, row, begun[0]):
+            raise Stop
+
+    listener.started(trial)
+    try:
+        outcome = job.run(trial, begun=begun.append, report=report)
+    except Stop:
+        listener.stopped(trial)
+    else:
+        listener.ended(trial, outcome)
+
+
+def run_suite(folder: Path, text: str, *sets: str) -> tuple[bool, Store, Table]:
+    folder.mkdir(exist_ok=True)
+    (folder / "suite.yaml").write_text(text, encoding="utf-8")
+    choice = Choice(load(folder / "suite.yaml", sets))
+    store = Store(folder, choice.suite)
+    store.open({})
+    try:
+        finished = run_missing(choice, store, Options(data_dir=folder), Console(file=io.StringIO()))
+    finally:
+        store.close()
+    rows, damaged = store.read()
+    assert not damaged
+    return finished, store, summarize(rows, choice.suite, choice.trials(store.ended(failed=True)))
+
+
+def stored(store: Store) -> dict[str, Any]:
+    """All that is stored and does not depend on the machine or the moment."""
+    trials, epochs, predictions = (store.read(kind)[0] for kind in ("trials", "epochs", "predictions"))
+    decisions = pd.read_parquet(store.folder / PRUNING)
+    return {
+        "trials": trials.drop(columns=measured_columns()).sort_values("trial_id").to_json(orient="records"),
+        "epochs": epochs.drop(columns="seconds").sort_values(["trial_id", "epoch"]).to_json(orient="records"),
+        "predictions": sorted(set(predictions["trial_id"])),
+        "decisions": decisions.sort_values(["trial_id", "epoch"]).to_json(orient="records"),
+    }
+
+
+def shuffled(seed: int) -> Order:
+    return lambda trials: random.Random(seed).sample(list(trials), len(trials))
+
+
+@pytest.mark.parametrize("text", [SEARCH, SEARCH + "confirm: none", DRAWN, SEARCH.replace("asha", "median")])
+def test_the_order_in_which_trials_run_changes_nothing(text: str, tmp_path: Path, ray_free: Any) -> None:
+    results = []
+    for number, order in enumerate([list, lambda trials: list(trials)[::-1], shuffled(1), shuffled(2)]):
+        ray_free(order)
+        finished, store, table = run_suite(tmp_path / str(number), text)
+        assert finished
+        lines = [line for line in table.header if not line.startswith("search: ")]  # epochs trained in vain
+        results.append((stored(store), table.rows, lines, table.notes))
+    assert results[1:] == results[:-1]
+
+
+def test_a_search_leaves_a_finished_winner_and_pruned_trials_enter_no_number(tmp_path: Path, ray_free: Any) -> None:
+    ray_free()
+    _, store, table = run_suite(tmp_path, SEARCH)
+    rows, _ = store.read()
+    assert (rows["status"] == "pruned").sum() >= 4
+    pruned = rows[rows["status"] == "pruned"]
+    assert pruned["test_accuracy"].isna().all() and (pruned["stage"] == "search").all()
+    assert set(pruned["epochs"]) <= {1, 3} and (pruned["best_epoch"] <= pruned["epochs"]).all()
+    assert pruned[["val_accuracy", "val_loss", "train_loss", "device", "dataset_fingerprint"]].notna().all(axis=None)
+    curves, _ = store.read("epochs")
+    assert (curves.groupby("trial_id").size()[pruned["trial_id"]] == pruned.set_index("trial_id")["epochs"]).all()
+    assert not set(store.read("predictions")[0]["trial_id"]) & set(pruned["trial_id"])
+
+    keys = [column.name for column in table.columns]
+    for model in ("narrow", "wide"):
+        mine = rows[rows["model"] == model]
+        confirm = mine[mine["stage"] == "confirm"]
+        assert sorted(confirm["seed"]) == [0, 1] and confirm["status"].isin(FINISHED).all()
+        ended = mine[(mine["seed"] == 0) & mine["status"].isin(FINISHED)]
+        assert ended["val_accuracy"].max() == confirm.set_index("seed")["val_accuracy"][0]
+        shown = dict(zip(keys, next(row for row in table.rows if row[0] == model), strict=True))
+        assert (shown["n"], shown["lr"]) == (2, confirm["lr"].iloc[0])
+        assert shown["mean"] == pytest.approx(confirm["test_accuracy"].mean())
+    assert table.header[-2] == (
+        "lr: in each cell the best of 8 points by val_accuracy with seed 0, trained with every seed; the other points"
+        " are in no number"
+    )
+    saved = int((9 - pruned["epochs_run"]).sum())
+    total = int(rows[rows["seed"] == 0]["epochs_run"].sum())
+    assert table.header[-1] == (
+        f"search: 16 trials, {total} epochs; {len(pruned)} pruned by asha, {saved} of their epochs not trained"
+    )
+    decisions = pd.read_parquet(store.folder / PRUNING)
+    assert set(decisions["trial_id"][decisions["stop"]]) == set(pruned["trial_id"])
+
+
+@pytest.mark.parametrize("text", [SEARCH, DRAWN])
+def test_an_interrupted_search_goes_on_to_the_same_end(text: str, tmp_path: Path, ray_free: Any) -> None:
+    ray_free()
+    _, whole, table = run_suite(tmp_path / "whole", text)
+    (tmp_path / "parts").mkdir()
+    for number in range(20):
+        ray_free(shuffled(number), after=3)
+        finished, store, again = run_suite(tmp_path / "parts", text)
+        if finished:
+            break
+        assert "search: no winner is known yet" in again.notes or again.rows
+    assert finished and number >= 4
+    assert stored(store) == stored(whole) and again.rows == table.rows
+
+
+def test_a_failed_trial_of_a_search_is_left_out_and_tried_again(
+    tmp_path: Path, ray_free: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it would have won: the next run finds out."""
+    ray_free()
+    _, whole, table_of_whole = run_suite(tmp_path / "whole", SEARCH)
+    best = whole.read()[0].query("stage == 'confirm' and model == 'wide' and seed == 0")["trial_id"].item()
+    run = Job.run
+
+    def failing(job: Job, trial: Trial, **options: Any) -> Any:
+        if trial.id == best:
+            return Outcome(row=failed(planned_row(trial), MemoryError("no room")))
+        return run(job, trial, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "run", failing)
+        finished, store, table = run_suite(tmp_path / "again", SEARCH)
+    assert finished and best in set(store.read()[0].query("status == 'failed'")["trial_id"])
+    assert [row[2] for row in table.rows] == [2, 2], "the second best is confirmed"
+    assert [note.partition(":")[0] for note in table.notes] == ["search"]
+    assert table.notes[0].endswith("/s0 with MemoryError: no room")
+
+    finished, store, table = run_suite(tmp_path / "again", SEARCH)
+    trials = store.read()[0].set_index("trial_id")
+    theirs = whole.read()[0].set_index("trial_id")
+    assert finished and trials["status"][best] in FINISHED and trials["stage"][best] == "confirm"
+    assert table.rows == table_of_whole.rows and set(theirs.index) < set(trials.index)
+
+
+def test_a_smoke_run_searches_and_confirms(tmp_path: Path, ray_free: Any) -> None:
+    ray_free()
+    _, store, table = run_suite(tmp_path, SEARCH, "train.smoke=true")
+    rows, _ = store.read()
+    assert len(rows) == 18 and set(rows["status"]) == {"completed"}
+    assert [row[2] for row in table.rows] == [2, 2]

@@ -17,7 +17,7 @@ import pytest
 
 from raybench.job import Job, prepare
 from raybench.plan import Trial, expand
-from raybench.records import EpochRow, Outcome, computed
+from raybench.records import EpochRow, Outcome, TrialRow, computed
 from raybench.settings import Resources
 from raybench.suite import load
 
@@ -39,8 +39,13 @@ class Heard:
     def started(self, trial: Trial) -> None:
         self.starts.append(trial.id)
 
-    def epoch(self, trial: Trial, row: EpochRow) -> None:
+    def epoch(self, trial: Trial, row: EpochRow, begun: TrialRow) -> bool:
+        assert begun.trial_id == row.trial_id == trial.id and begun.started_at is not None
         self.epochs.append((trial.id, row.epoch))
+        return False
+
+    def stopped(self, trial: Trial) -> None:
+        raise AssertionError("none was to stop")
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         assert trial.id not in self.outcomes, "a trial ended twice"

@@ -23,8 +23,10 @@ import pytest
 from raybench import store as stores
 from raybench.errors import UserError
 from raybench.plan import Trial
+from raybench.prune import Decision
 from raybench.records import SCHEMA_VERSION, EpochRow, Outcome, Predictions, TrialRow
-from raybench.store import EPOCHS, PREDICTIONS, TRIALS, Kind, Store, axis_types, read_snapshot
+from raybench.search import Ended
+from raybench.store import EPOCHS, PREDICTIONS, PRUNING, TRIALS, Kind, Store, axis_types, read_snapshot
 from raybench.suite import Suite
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -726,3 +728,82 @@ def test_merging_keeps_columns_of_axes_that_the_suite_no_longer_has(load_suite: 
     narrow.close()
     rows = wide.read("trials", ["trial_id", "model.width"])[0]
     assert dict(zip(rows["trial_id"], rows["model.width"], strict=True))["t0"] == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a search needs
+
+
+def test_an_outcome_comes_back_as_it_was_written(store: Store) -> None:
+    written = full("t0", draw=3, best_epoch=2, parameters=7, git_dirty=False)
+    for outcome in (written, full("t1")):
+        store.write(outcome)
+    back = store.outcome("t0")
+    assert (back.row, back.epochs, back.predictions) == (written.row, written.epochs, None)
+    assert type(back.row.draw) is int and type(back.epochs[0].epoch) is int
+
+
+def test_a_trial_in_a_merged_file_can_be_written_again(store: Store) -> None:
+    for number in range(3):
+        store.write(full(f"t{number}"))
+    store.compact()
+    store.write(Outcome(row=row("t1", status="pruned", epochs=1), epochs=epochs("t1", 1)))
+    trials, damaged = store.read()
+    assert not damaged and dict(zip(trials["trial_id"], trials["status"], strict=True)) == {
+        "t0": "completed",
+        "t1": "pruned",
+        "t2": "completed",
+    }
+    assert sorted(store.read("epochs")[0]["trial_id"]) == ["t0", "t0", "t1", "t2", "t2"]
+    assert set(store.read("predictions")[0]["trial_id"]) == {"t0", "t2"}
+    store.close()
+    store.open({})
+    assert len(store.read()[0]) == 3 and store.compact() == 1 and len(store.read()[0]) == 3
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_stages_follow_the_plan(store: Store, merged: bool) -> None:
+    for number in range(3):
+        store.write(full(f"t{number}", stage="search"))
+    if merged:
+        store.compact()
+    before = {name: store.read(name)[0] for name in ("epochs", "predictions")}
+    store.set_stages({"t0": "search", "t1": "confirm", "unknown": "confirm"})
+    trials = store.read()[0].sort_values("trial_id")
+    assert list(trials["stage"]) == ["search", "confirm", "search"]
+    assert list(trials["status"]) == ["completed"] * 3
+    store.set_stages({"t1": "search"})
+    assert set(store.read()[0]["stage"]) == {"search"}
+    assert all(store.read(name)[0].equals(rows) for name, rows in before.items())
+
+
+def test_what_ended(store: Store) -> None:
+    store.write(full("done", draw=2, val_accuracy=0.5, selection="val_accuracy", lr=0.01))
+    store.write(full("listed", selection="val_loss", val_loss=0.25))
+    store.write(full("failed", status="failed", val_accuracy=None))
+    done = store.ended()
+    assert set(done) == {"done", "listed"} and set(store.ended(failed=True)) == {"done", "listed", "failed"}
+    assert done["listed"] == Ended("completed", 0.25, 2)
+    assert (done["done"].value, done["done"].draw, type(done["done"].draw)) == (0.5, 2, int)
+    labels = {"dataset": "digits", "model": "mlp", "augmentation": "none", "seed": 1, "lr": 0.01}
+    assert done["done"].labels == {**labels, **AXES_OF_A_TRIAL}
+    assert store.ended(failed=True)["failed"].value is None
+
+
+def test_drawn_axes_have_columns_of_numbers(load_suite: LoadSuite) -> None:
+    text = "{name: s, dataset: digits, model: mlp, search: {%s}, draw: {points: 1}}"
+    axes = "model.width: {range: [1, 8], integer: true}, train.l2: {range: [0, 1]}, train.loss: [bce, cross_entropy]"
+    assert {name: str(kind) for name, kind in axis_types(load_suite(text % axes)[0]).items()} == {
+        "model.width": "int64",
+        "train.l2": "double",
+        "train.loss": "string",
+    }
+
+
+def test_decisions_are_kept(store: Store) -> None:
+    decisions = [Decision("t0", 1, 0.5, None, 0, False), Decision("t1", 1, 0.25, 0.5, 1, True)]
+    for kept in (decisions[:1], decisions):
+        store.write_decisions(kept)
+        assert pq.read_table(store.folder / PRUNING).to_pylist() == [dataclasses.asdict(decision) for decision in kept]
+    store.write_decisions([])
+    assert pq.read_table(store.folder / PRUNING).num_rows == 0
