@@ -34,8 +34,9 @@ os.environ.update(
     TUNE_PRINT_ALL_TRIAL_ERRORS="0",  # they become rows
 )
 
-if (Path.home() / ".ray" / "auth_token").exists():
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so for `local` and `auto` alone; host:port would hang
+if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").exists():
+    # Ray does so for `local` and `auto` alone; host:port would hang. Once it is imported, it no longer looks.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 from ray import tune
