@@ -16,12 +16,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raybench.axes import NO_MODEL, Axis, Label, find_label
 from raybench.errors import SuiteError, did_you_mean
 from raybench.prune import Bracket, Pruner
 from raybench.records import FINISHED, Stage
 from raybench.search import Ended, draw, maximises, winner
 from raybench.settings import Assignments, TrialSettings, assign, first_complaint
-from raybench.suite import NO_MODEL, Axis, Label, Suite, build, find_label
+from raybench.suite import Suite, build
 from raybench.yamlfile import Complaints
 
 MAX_TRIALS = 100_000

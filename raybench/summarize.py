@@ -21,9 +21,10 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from raybench import plan
+from raybench.axes import Label
 from raybench.plan import Trial
 from raybench.records import FINISHED
-from raybench.suite import Label, Reference, Suite
+from raybench.suite import Reference, Suite
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""YAML with positions: every complaint about a suite names file, line and column."""
+"""YAML files with positions, also one on top of another: every complaint names file, line and column."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -10,7 +12,7 @@ from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from raybench.errors import SuiteError
+from raybench.errors import SuiteError, did_you_mean
 
 Marks = Mapping[str, str]
 """Dotted path of a key -> where it stands, as ``file:line:column``. ``a.b: 1`` and ``a: {b: 1}`` are one path."""
@@ -106,3 +108,80 @@ def _marks(node: Node, source: str, path: str = "") -> Iterator[tuple[str, str]]
 
 def _place(node: Node, source: str) -> str:
     return f"{source}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One file on top of another
+
+OWN = ("name", "about", "trials")
+"""Keys that say what a file itself is: one that extends it does not have them from it."""
+
+
+def read_file(path: Path, extending: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Marks]:
+    """Return what the file at ``path`` says, on top of what those say that it extends, and where each key stands.
+
+    ``extending`` are the files that led here, each extending the next. Published numbers come from all files that are
+    extended, unless this one gives its own.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SuiteError(f"{path}: cannot be read: not a text file (UTF-8)") from None
+    except OSError as error:
+        raise SuiteError(f"{path}: cannot be read: {error.strerror or error}") from None
+    own, marks = parse_yaml(text, str(path))
+    if not isinstance(own, dict):
+        raise SuiteError(f"{path}:1:1: a suite is a mapping with name, dataset, compare, ...")
+    chain = (*extending, path)
+    document: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for below in _extended(own.pop("extends", []), chain, Complaints(str(path), marks)):
+        theirs, where = read_file(below, chain)
+        rows = document.get("reference")
+        shift = len(rows) if isinstance(rows, list) else 0
+        document = _merged(document, {key: value for key, value in theirs.items() if key not in OWN}, places)
+        places |= {_behind(key, shift): place for key, place in where.items() if key not in OWN}
+    if "reference" in own:
+        document.pop("reference", None)
+    return _merged(document, own, places), {**places, **marks}
+
+
+def _extended(named: Any, chain: tuple[Path, ...], complain: Complaints) -> Iterable[Path]:
+    """Yield the files that the last file of ``chain`` extends; each file of the chain extends the next."""
+    several = isinstance(named, list)
+    for index, name in enumerate(named if several else [named]):
+        loc: tuple[str | int, ...] = ("extends", index) if several else ("extends",)
+        if not isinstance(name, str):
+            raise complain.at(loc, f"{name!r} is not right: must be the name of a suite file, or a list of them")
+        file = chain[-1].parent / name
+        if not file.is_file():
+            beside = [other.name for other in file.parent.glob("*.yaml")]
+            raise complain.at(loc, f"no suite file {file}{did_you_mean(file.name, beside)}")
+        if any(file.samefile(above) for above in chain):
+            raise complain.at(loc, f"goes in a circle: {' -> '.join(str(above) for above in (*chain, file))}")
+        yield file
+
+
+def _merged(below: dict[str, Any], over: dict[str, Any], places: dict[str, str], path: str = "") -> dict[str, Any]:
+    """Return ``below`` with what ``over`` says; ``places`` loses the keys that are replaced.
+
+    As in an axis (see `flatten`), a mapping without a ``name`` changes the keys it lists; anything else replaces what
+    was there, but for rows of ``reference``, which are added.
+    """
+    result = dict(below)
+    for key, value in over.items():
+        there, at = result.get(key), f"{path}.{key}".lstrip(".")
+        if isinstance(there, dict) and isinstance(value, dict) and "name" not in value:
+            result[key] = _merged(there, value, places, at)
+        elif at == "reference" and isinstance(there, list) and isinstance(value, list):
+            result[key] = [*there, *value]
+        else:
+            result[key] = value
+            for gone in [known for known in places if f"{known}.".startswith(f"{at}.")]:
+                del places[gone]
+    return result
+
+
+def _behind(key: str, rows: int) -> str:
+    """Return the path of a key of ``reference`` that has moved behind so many other rows."""
+    return re.sub(r"^reference\.(\d+)", lambda row: f"reference.{int(row[1]) + rows}", key)

@@ -30,7 +30,19 @@ class Layer:
 
 LAYERS = {
     "light": Layer(
-        ("__init__", "errors", "registry", "settings", "yamlfile", "suite", "plan", "records", "search", "prune"),
+        (
+            "__init__",
+            "errors",
+            "registry",
+            "settings",
+            "yamlfile",
+            "axes",
+            "suite",
+            "plan",
+            "records",
+            "search",
+            "prune",
+        ),
         libraries=frozenset({"pydantic", "ruamel", "optuna"}),
     ),
     "training": Layer(
