@@ -190,6 +190,20 @@ def _show(table: Table, format: str) -> None:
     show_envvar=True,
     help="`local` starts Ray here; `auto` joins the cluster this machine is part of; or host:port of a head.",
 )
+@click.option(
+    "--storage",
+    metavar="FOLDER_OR_URI",
+    help="Keep the state of long trials here, a folder or s3://... that all nodes reach: one that is interrupted then"
+    " goes on from its last checkpoint.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(min=0),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --storage: time between two checkpoints of a trial, after an epoch.",
+)
 @click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="At most N trials at once.")
 @click.option(
     "--format", type=click.Choice(FORMATS), default="table", show_default=True, help="Of the table at the end."
@@ -204,6 +218,8 @@ def run(
     results: Path,
     data_dir: Path,
     address: str,
+    storage: str | None,
+    checkpoint_every: float,
     max_concurrent: int | None,
     format: str,
     verbose: bool,
@@ -219,11 +235,23 @@ def run(
     from raybench.store import Store
     from raybench.summarize import summarize as make_table
 
+    checkpoints = None
+    if storage:
+        from raybench.checkpoint import Checkpoints
+
+        checkpoints = Checkpoints(storage, checkpoint_every)
+        checkpoints.check()
     console = _console()
     store = Store(results, choice.suite)
     store.open(snapshot(choice))
     try:
-        options = Options(data_dir=data_dir, address=address, max_concurrent=max_concurrent, verbose=verbose)
+        options = Options(
+            data_dir=data_dir,
+            address=address,
+            max_concurrent=max_concurrent,
+            verbose=verbose,
+            checkpoints=checkpoints,
+        )
         finished = run_missing(choice, store, options, console)
         rows, _ = store.read()
         trials = choice.trials(store.ended(failed=True))

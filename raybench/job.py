@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from raybench import augment, backbones, models
+from raybench.checkpoint import Checkpoints
 from raybench.data import Source, TrialData, load, trial_data
 from raybench.errors import SuiteError, UserError
 from raybench.plan import Trial
@@ -37,6 +38,8 @@ class Job:
     statistics: Mapping[str, Statistics]
     """By `statistics_key`: what augmentations fitted on training images."""
     provenance: dict[str, Any]
+    checkpoints: Checkpoints | None = None
+    """Where trials keep their state between epochs."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know of the weights that models start from, a line each."""
 
@@ -59,6 +62,7 @@ class Job:
             begun=begun,
             report=report,
             statistics=self.statistics[statistics_key(settings)],
+            checkpoints=self.checkpoints,
             provenance=self.provenance,
         )
 
@@ -113,7 +117,7 @@ def prepare(
             say(f"fitting {augment.build(settings.augmentation).key} on {len(data.train()):,} training images")
             statistics[fitted] = fit_augmentation(settings, data)
     distinct = tuple(dict.fromkeys(note for found in notes.values() for note in found))
-    return Job({trial.id: trial for trial in trials}, sources, statistics, git_state(suite.folder), distinct)
+    return Job({trial.id: trial for trial in trials}, sources, statistics, git_state(suite.folder), notes=distinct)
 
 
 def _different(trials: Iterable[Trial]) -> Iterator[TrialSettings]:

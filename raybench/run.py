@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from raybench.checkpoint import Checkpoints
 from raybench.errors import DataError
 from raybench.job import Job, prepare, source_key
 from raybench.live import Watch
@@ -28,6 +29,7 @@ class Options:
     address: str = "local"
     max_concurrent: int | None = None
     verbose: bool = False
+    checkpoints: Checkpoints | None = None
 
 
 def run_missing(choice: Choice, store: Store, options: Options, console: Console) -> bool:
@@ -64,7 +66,8 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         )
         watch = stack.enter_context(Watch(console, planned, finished, min(slots, options.max_concurrent or slots)))
         while sweep.todo:
-            recorder = _Recorder(sweep, store, watch)
+            job = replace(job, checkpoints=options.checkpoints)
+            recorder = _Recorder(sweep, store, watch, options.checkpoints)
             try:
                 schedule.run(
                     job,
@@ -83,6 +86,10 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
             sweep.go_on()
             job = prepare(suite, sweep.todo, options.data_dir)
     return True
+
+
+NOT_ITS_FAULT = ("crashed", "node_lost", "out_of_memory")
+"""Failures after which a trial may go on from its checkpoint."""
 
 
 class _Sweep:
@@ -106,8 +113,8 @@ class _Sweep:
 class _Recorder:
     """Stores what ends, then shows it: what is seen is safe. Stops the trials that lost."""
 
-    def __init__(self, sweep: _Sweep, store: Store, watch: Watch) -> None:
-        self.sweep, self.store, self.watch = sweep, store, watch
+    def __init__(self, sweep: _Sweep, store: Store, watch: Watch, checkpoints: Checkpoints | None) -> None:
+        self.sweep, self.store, self.watch, self.checkpoints = sweep, store, watch, checkpoints
         self.pruner = pruner(sweep.choice.suite, sweep.trials)
         self.curves: dict[str, list[EpochRow]] = {}
         self.begun: dict[str, TrialRow] = {}
@@ -181,6 +188,8 @@ class _Recorder:
             outcome = pruned(outcome.row, outcome.epochs, lost.epoch)
         self.store.write(outcome)
         self.watch.ended(trial, outcome)
+        if self.checkpoints and outcome.row.error_class not in NOT_ITS_FAULT:
+            self.checkpoints.drop(trial.id, trial.settings["resources"]["workers"])
         if outcome.row.status == "failed":
             self.sweep.failed[trial.id] = Ended("failed", None, outcome.row.epochs)
 

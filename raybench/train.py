@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from raybench import augment, backbones, models
+from raybench.checkpoint import Keeper, State
 from raybench.data import Part, TrialData
 from raybench.losses import Penalty, loss_sum
 from raybench.plan import stream
@@ -95,16 +97,23 @@ class Training:
         model = models.build(chosen, data.shape, self.classes)
         self.weights_fingerprint = models.weights_fingerprint(chosen, model)
         self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.steps = 0
         # Dropout draws from torch's own stream; every process of a group needs another one.
         torch.manual_seed(stream(seed, f"dropout/{world.rank}"))
 
-    def finish(self, report: Report) -> History:
-        """Train to the end, telling ``report`` of each epoch, and test the weights of the best one."""
-        epochs: list[EpochRow] = []
-        best = _Best(self.train.best)
-        train_seconds = sum(self._train_phase(phase, epochs, best, report) for phase in self.train.in_phases())
+    def finish(self, report: Report, keeper: Keeper | None = None) -> History:
+        """Train to the end, telling ``report`` of each epoch, and test the weights of the best one.
 
+        With ``keeper``, training goes on from the state that it has kept of this trial, if it has, and ends with the
+        same numbers as if it had not been interrupted; epochs trained before are reported again.
+        """
+        self.epochs: list[EpochRow] = []
+        self.best = _Best(self.train.best)
+        self.train_seconds = 0.0
+        self.keeper, self.kept = keeper, self._agreed_state(keeper)
+        for phase in self.train.in_phases():
+            self._train_phase(phase, report)
+
+        epochs, best = self.epochs, self.best
         if epochs[-1].test_accuracy is None and best.epoch < len(epochs):  # the last epoch is a selection rule too
             epochs[-1] = self._tested(epochs[-1], self._logits("test"))
         if best.logits is None:
@@ -117,45 +126,114 @@ class Training:
             stopped_early=len(epochs) < self.train.planned_epochs,
             logits=best.logits,
             labels=self.feeds["test"].labels,
-            train_seconds=train_seconds,
-            images_per_second=len(epochs) * self._images_per_epoch() / train_seconds,
+            train_seconds=self.train_seconds,
+            images_per_second=len(epochs) * self._images_per_epoch() / self.train_seconds,
         )
 
-    def _train_phase(self, phase: TrainSettings, epochs: list[EpochRow], best: _Best, report: Report) -> float:
-        """Train one phase from the weights that are there, adding its ``epochs``; return the seconds of its steps."""
+    def _train_phase(self, phase: TrainSettings, report: Report) -> None:
+        """Train one phase from the weights that are there."""
         self._begin(phase)
         patience = Patience(phase.early_stopping) if phase.early_stopping else None
-        end = len(epochs) + phase.planned_epochs
-        train_seconds, exhausted = 0.0, False
-        while len(epochs) < end and not exhausted:
-            begun = time.perf_counter()
-            train_loss, train_accuracy = self._train_epoch(len(epochs) + 1)
-            train_seconds += time.perf_counter() - begun
-            logits = self._logits("val")
-            val_loss, val_accuracy = self._score(logits, "val")
-            test: tuple[float | None, float | None] = (None, None)
-            if self.validates_on_test:
-                test = val_loss, val_accuracy
-            elif self.train.test_every_epoch:
-                test = self._score(self._logits("test"), "test")
-            row = EpochRow(
-                trial_id=self.trial_id,
-                epoch=len(epochs) + 1,
-                train_loss=train_loss,
-                train_accuracy=train_accuracy,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                test_loss=test[0],
-                test_accuracy=test[1],
-                lr=self.optimizer.param_groups[0]["lr"],
-                seconds=time.perf_counter() - begun,
-            )
-            epochs.append(row)
+        end = len(self.epochs) + phase.planned_epochs
+        exhausted = False
+        while len(self.epochs) < end and not exhausted:
+            if self.kept is not None:
+                row, logits = EpochRow(**self.kept["epochs"][len(self.epochs)]), None
+            else:
+                row, logits = self._epoch(len(self.epochs) + 1)
+            self.epochs.append(row)
             self.rate.end_epoch(row)
-            best.see(row, self.model, logits if self.validates_on_test else None)
+            self.best.see(row, self.model, logits)
             exhausted = patience is not None and patience.is_exhausted_by(row)
+            if self.kept is None:
+                self._keep()
+            elif len(self.epochs) == len(self.kept["epochs"]):
+                self._take_up(self.kept)
             report(row)
-        return train_seconds
+
+    def _epoch(self, epoch: int) -> tuple[EpochRow, Tensor | None]:
+        """Train and evaluate; return the epoch's row, and the logits of the test images where they validate."""
+        begun = time.perf_counter()
+        train_loss, train_accuracy = self._train_epoch(epoch)
+        self.train_seconds += time.perf_counter() - begun
+        logits = self._logits("val")
+        val_loss, val_accuracy = self._score(logits, "val")
+        test: tuple[float | None, float | None] = (None, None)
+        if self.validates_on_test:
+            test = val_loss, val_accuracy
+        elif self.train.test_every_epoch:
+            test = self._score(self._logits("test"), "test")
+        row = EpochRow(
+            trial_id=self.trial_id,
+            epoch=epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            test_loss=test[0],
+            test_accuracy=test[1],
+            lr=self.optimizer.param_groups[0]["lr"],
+            seconds=time.perf_counter() - begun,
+        )
+        return row, logits if self.validates_on_test else None
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Save all that the next epoch begins with, if it is time; rank 0 says so for all processes."""
+        if self.keeper is None:
+            return
+        due = torch.tensor(float(self.keeper.is_due()), device=self.device)
+        if self.world.size > 1:
+            dist.broadcast(due, 0)
+        if not due.item():
+            return
+        words, numbers, *rest = np.random.get_state(legacy=True)
+        cuda = self.device.type == "cuda"
+        self.keeper.save(
+            {
+                "epochs": [dataclasses.asdict(row) for row in self.epochs],
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "steps": self.rate.steps,
+                "best_weights": self.best.weights,
+                "best_logits": self.best.logits,
+                "train_seconds": self.train_seconds,
+                "torch_random": torch.get_rng_state(),
+                "cuda_random": torch.cuda.get_rng_state(self.device) if cuda else None,
+                "python_random": random.getstate(),
+                "numpy_random": [words, np.asarray(numbers).tolist(), *rest],
+            }
+        )
+
+    def _agreed_state(self, keeper: Keeper | None) -> State | None:
+        """Return the state to go on from: none unless every process has one of the same epoch."""
+        if keeper is None:
+            return None
+        state = keeper.load(self.device)
+        if self.world.size > 1:
+            least = torch.tensor(float(len(state["epochs"]) if state else 0), device=self.device)
+            most = least.clone()
+            dist.all_reduce(least, dist.ReduceOp.MIN)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            if least.item() != most.item():
+                return None
+        return state
+
+    def _take_up(self, state: State) -> None:
+        """Go on where ``state`` was saved; what follows from the epochs' rows alone has been counted again."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rate.steps = state["steps"]
+        self.best.weights, self.best.logits = state["best_weights"], state["best_logits"]
+        self.train_seconds = state["train_seconds"]
+        torch.set_rng_state(state["torch_random"].cpu())
+        if state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"].cpu(), self.device)
+        random.setstate(state["python_random"])
+        words, numbers, *rest = state["numpy_random"]
+        np.random.set_state((words, np.array(numbers, np.uint32), *rest))
+        self.kept = None
 
     def _begin(self, phase: TrainSettings) -> None:
         """Choose what is trained, and make the optimizer and all that counts from the first step of a phase."""
@@ -201,7 +279,6 @@ class Training:
             # The penalty is the same in all of them.
             (mean + self.penalty() if self.penalty else mean).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            self.steps += 1
             totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).sum()])
             count += len(chosen)
         if self.world.size > 1:

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from raybench import __version__, augment, models
+from raybench.checkpoint import Checkpoints, Keeper
 from raybench.data import TrialData, cache_folder, digest, filling
 from raybench.errors import DataError, WeightsError
 from raybench.plan import Trial, stream
@@ -51,6 +52,7 @@ def run_trial(
     begun: Callable[[TrialRow], None] | None = None,
     report: Report | None = None,
     statistics: Statistics | None = None,
+    checkpoints: Checkpoints | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Train and test ``trial``; whatever goes wrong inside it becomes its ``failed`` row.
@@ -63,6 +65,7 @@ def run_trial(
         begun: called before the first step, with the row as far as it is known then.
         report: called after each epoch. What it raises (Ray's stop is a `SystemExit`) passes through.
         statistics: what the augmentation fitted on the training images (`fit_augmentation`); fitted here if not given.
+        checkpoints: where the trial's state is kept between epochs, and taken up from. Who stores the row drops it.
         provenance: further columns of `TrialRow` that only the caller knows.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -78,6 +81,7 @@ def run_trial(
         **versions(),
         **(provenance or {}),
     )
+    keeper = Keeper(checkpoints, trial.id, world.rank, data.fingerprint) if checkpoints else None
     reporting = False
     seen: list[EpochRow] = []
 
@@ -104,7 +108,7 @@ def run_trial(
             )
             if begun is not None:
                 begun(row)
-            history = training.finish(tell)
+            history = training.finish(tell, keeper)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         # Ctrl-C reaches the main thread alone, that of a debugger; on Ray a trial has another.
         ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()

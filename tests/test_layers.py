@@ -46,7 +46,20 @@ LAYERS = {
         libraries=frozenset({"pydantic", "ruamel", "optuna"}),
     ),
     "training": Layer(
-        ("data", "datasets", "augment", "policies", "models", "backbones", "losses", "rates", "train", "trial", "job"),
+        (
+            "data",
+            "datasets",
+            "augment",
+            "policies",
+            "models",
+            "backbones",
+            "losses",
+            "rates",
+            "checkpoint",
+            "train",
+            "trial",
+            "job",
+        ),
         ("light",),
         frozenset(
             {

@@ -558,7 +558,7 @@ def test_what_training_hands_back(make_trial: MakeTrial, source: Source) -> None
     assert float((history.logits.argmax(1) == history.labels).double().mean()) == history.best.test_accuracy
     loss = float(nn.functional.cross_entropy(history.logits, history.labels))
     assert loss == pytest.approx(history.best.test_loss)
-    assert training.steps == 8
+    assert training.rate.steps == 8
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -643,7 +643,7 @@ def test_phases_go_on_from_the_last_weights(make_trial: MakeTrial, source: Sourc
     history = training.finish(see)
     assert [row.epoch for row in rows] == [1, 2, 3, 4, 5]
     assert [row.lr for row in rows] == [0.01, 0.01, 1e-5, 1e-5, 1e-5]
-    assert training.steps == 5 * 4
+    assert training.rate.steps == 3 * 4, "counted from the first of the phase"
     assert {name.split(".")[0] for name in changes(kept[0], kept[1])} == {"10"}
     assert {name.split(".")[0] for name in changes(kept[1], kept[2])} == {"0", "2", "3", "6", "10"}
     assert isinstance(training.optimizer, torch.optim.SGD)

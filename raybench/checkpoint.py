@@ -1,0 +1,105 @@
+"""The state of trials that are not over, so that one that is started again goes on and ends with the same numbers."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow import fs
+
+from raybench.errors import UserError
+
+State = dict[str, Any]
+"""Tensors, numbers, texts, and lists, tuples and dicts of them: what is loaded without running code."""
+SECONDS = 300
+"""How long a trial trains at least between two checkpoints: one that is shorter leaves none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """A folder, or a place in object storage (``s3://bucket/path``), that all nodes reach."""
+
+    uri: str
+    seconds: float = SECONDS
+
+    def check(self) -> None:
+        """Raise `UserError` if nothing can be written there."""
+        try:
+            files, folder = self._place()
+            if isinstance(files, fs.LocalFileSystem):
+                files.create_dir(folder)
+            self.save("probe", 0, {})
+            self.drop("probe")
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--storage {self.uri}: cannot be written: {reason}") from None
+
+    def save(self, trial_id: str, rank: int, state: State) -> None:
+        """Keep the state of one process of a trial in place of what was kept before, in one step."""
+        content = io.BytesIO()
+        torch.save(state, content)
+        files, path = self._file(trial_id, rank)
+        local = isinstance(files, fs.LocalFileSystem)  # in object storage, a file appears whole by itself
+        beside = f"{path}.{os.getpid()}.tmp" if local else path
+        with files.open_output_stream(beside) as file:
+            file.write(content.getbuffer())
+        if local:
+            files.move(beside, path)
+
+    def load(self, trial_id: str, rank: int, device: torch.device) -> State | None:
+        """Return what is kept of one process of a trial; nothing if there is none, or it is damaged."""
+        files, path = self._file(trial_id, rank)
+        try:
+            with files.open_input_file(path) as file:
+                content = file.read()
+        except FileNotFoundError:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is refused in any case
+                return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):  # half a file, or none of ours
+            return None
+
+    def drop(self, trial_id: str, processes: int = 1) -> None:
+        """Remove what is kept of a trial, if anything is."""
+        for rank in range(processes):
+            files, path = self._file(trial_id, rank)
+            if files.get_file_info(path).type == fs.FileType.File:
+                files.delete_file(path)
+
+    def _place(self) -> tuple[fs.FileSystem, str]:
+        uri = self.uri if "://" in self.uri else Path(self.uri).absolute().as_uri()
+        return fs.FileSystem.from_uri(uri)
+
+    def _file(self, trial_id: str, rank: int) -> tuple[fs.FileSystem, str]:
+        files, folder = self._place()
+        return files, f"{folder}/{trial_id}-{rank}.pt"
+
+
+class Keeper:
+    """Keeps the state of one process of one trial while it trains."""
+
+    def __init__(self, checkpoints: Checkpoints, trial_id: str, rank: int, fingerprint: str) -> None:
+        """``fingerprint`` is that of the images: a state that was trained on others is not taken up."""
+        self.checkpoints, self.file, self.fingerprint = checkpoints, (trial_id, rank), fingerprint
+        self.kept_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether it is time for the next checkpoint."""
+        return time.monotonic() - self.kept_at >= self.checkpoints.seconds
+
+    def save(self, state: State) -> None:
+        self.checkpoints.save(*self.file, {**state, "fingerprint": self.fingerprint})
+        self.kept_at = time.monotonic()
+
+    def load(self, device: torch.device) -> State | None:
+        state = self.checkpoints.load(*self.file, device)
+        return state if state and state["fingerprint"] == self.fingerprint else None
