@@ -1,13 +1,14 @@
 """The command line. Each command imports what it needs inside itself, so that help and plans come at once.
 
 stdout carries tables and JSON only; progress, notes and errors go to stderr. Exit status: 0 every trial has a finished
-row, 1 some failed, 2 a usage or suite error, 130 interrupted and resumable.
+row, 1 some failed, 2 a usage or suite error, 3 a budget is spent and 130 interrupted, both resumable.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from raybench.summarize import Table
 
 FORMATS = ["table", "markdown", "latex", "csv", "json"]
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_SPENT, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -113,6 +114,17 @@ data_option = click.option(
     envvar="RAYBENCH_DATA",
     help="Where the images lie, or are downloaded to.",
 )
+address_option = click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
+    help="`local` starts Ray here; `auto` joins the cluster this machine is part of; or host:port of a head.",
+)
+concurrency_option = click.option(
+    "--max-concurrent", type=click.IntRange(min=1), metavar="N", help="At most N trials at once."
+)
 suite_argument = click.argument("suite", metavar="SUITE", shell_complete=lambda *_: _suite_names())
 
 
@@ -154,6 +166,16 @@ def _only(words: tuple[str, ...]) -> dict[str, list[str]]:
     return only
 
 
+def _seconds(text: str) -> float:
+    """Return the seconds of a time such as ``90m`` or ``1h30m``."""
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    match = re.fullmatch("".join(rf"(?:(\d+){unit})?" for unit in units), text)
+    seconds = sum(int(n or 0) * unit for n, unit in zip(match.groups(), units.values(), strict=True)) if match else 0
+    if not seconds:
+        raise UserError(f"--budget {text}: must be a time such as 90m, 2h or 1h30m; the units are d, h, m and s")
+    return seconds
+
+
 def _console() -> Console:
     """Return the console for everything that is not the result."""
     from rich.console import Console
@@ -182,15 +204,10 @@ def _show(table: Table, format: str) -> None:
 @suite_options
 @results_option
 @data_option
-@click.option(
-    "--address",
-    default="local",
-    show_default=True,
-    envvar="RAY_ADDRESS",
-    show_envvar=True,
-    help="`local` starts Ray here; `auto` joins the cluster this machine is part of; or host:port of a head.",
-)
-@click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="At most N trials at once.")
+@address_option
+@concurrency_option
+@click.option("--budget", metavar="TIME", help="Start no trial that would not end in this time, e.g. `90m` or `1h30m`.")
+@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Start at most N of the missing trials.")
 @click.option(
     "--format", type=click.Choice(FORMATS), default="table", show_default=True, help="Of the table at the end."
 )
@@ -205,15 +222,18 @@ def run(
     data_dir: Path,
     address: str,
     max_concurrent: int | None,
+    budget: str | None,
+    max_trials: int | None,
     format: str,
     verbose: bool,
 ) -> int:
     """Run a suite's missing trials, and print its table.
 
     SUITE is a file, or the name of a suite that ships with raybench ([bold]raybench list suites[/bold]). Trials that
-    have a finished row are not run again: after an interruption, the same command goes on.
+    have a finished row are not run again: after an interruption, or with a budget spent, the same command goes on.
     """
-    choice = _load(suite, sets, only, limit, smoke)  # before anything heavy: a typo is said at once
+    seconds = None if budget is None else _seconds(budget)  # before anything heavy: a typo is said at once
+    choice = _load(suite, sets, only, limit, smoke)
     from raybench.plan import snapshot
     from raybench.run import Options, run_missing
     from raybench.store import Store
@@ -223,8 +243,15 @@ def run(
     store = Store(results, choice.suite)
     store.open(snapshot(choice))
     try:
-        options = Options(data_dir=data_dir, address=address, max_concurrent=max_concurrent, verbose=verbose)
-        finished = run_missing(choice, store, options, console)
+        options = Options(
+            data_dir=data_dir,
+            address=address,
+            max_concurrent=max_concurrent,
+            budget=seconds,
+            max_trials=max_trials,
+            verbose=verbose,
+        )
+        end = run_missing(choice, store, options, console)
         rows, _ = store.read()
         trials = choice.trials(store.ended(failed=True))
     except OSError as error:
@@ -235,10 +262,12 @@ def run(
     console.print(f"stored in {store.folder}: trials, epochs, predictions", soft_wrap=True)
     stored = rows[rows["trial_id"].isin([trial.id for trial in trials])]
     failed = int((stored["status"] == "failed").sum())
-    if not finished:
+    if end != "finished":
         left = choice.planned() - len(stored) + failed
-        console.print(f"interrupted, {left} trials to go: the same command goes on from here", style="yellow")
-        return EXIT_INTERRUPTED
+        count = "1 trial" if left == 1 else f"{left} trials"
+        why = "interrupted" if end == "interrupted" else "budget spent"
+        console.print(f"{why}, {count} to go: the same command goes on from here", style="yellow")
+        return EXIT_INTERRUPTED if end == "interrupted" else EXIT_SPENT
     if failed:
         count = "1 trial" if failed == 1 else f"{failed} trials"
         console.print(f"{count} failed: the same command tries again", style="red")

@@ -35,7 +35,8 @@ class Watch:
         self.console, self.planned, self.done, self.slots = console, planned, done, slots
         self.begun = time.monotonic()
         self.ended_now = 0
-        self.failures: list[TrialRow] = []
+        self.failures = 0
+        self.last_failure: TrialRow | None = None
         self.best: tuple[float, str] | None = None
         """Test accuracy and name of a trial."""
         self.running: dict[str, Running] = {}
@@ -75,7 +76,7 @@ class Watch:
         self.running.pop(trial.id, None)
         self.ended_now += 1
         if row.status == "failed":
-            self.failures.append(row)
+            self.failures, self.last_failure = self.failures + 1, row
         accuracy = row.test_accuracy if row.status in FINISHED else None
         if accuracy is not None and (self.best is None or accuracy > self.best[0]):
             self.best = accuracy, trial.name
@@ -122,13 +123,9 @@ class Watch:
         if self.best is not None:
             accuracy, name = self.best
             lines.append(Text(f"best test accuracy so far {accuracy:.4f}  {name}", "green"))
-        if self.failures:
-            last_row = self.failures[-1]
-            lines.append(
-                Text(
-                    f"{len(self.failures)} failed, last ({last_row.error_class}): {last_row.error}", "red", no_wrap=True
-                )
-            )
+        if last_row := self.last_failure:
+            text = f"{self.failures} failed, last ({last_row.error_class}): {last_row.error}"
+            lines.append(Text(text, "red", no_wrap=True))
         return Group(*lines)
 
 
