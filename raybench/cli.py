@@ -283,6 +283,12 @@ def run(
 @click.option(
     "--changes", is_flag=True, help="Print what changes from each cell to the next instead: setting, before, after."
 )
+@click.option(
+    "--measure", is_flag=True, help="Also time a few batches of each kind of trial here: hours, memory, at most."
+)
+@data_option
+@address_option
+@concurrency_option
 def plan(
     suite: str,
     sets: tuple[str, ...],
@@ -292,8 +298,16 @@ def plan(
     results: Path,
     as_json: bool,
     changes: bool,
+    measure: bool,
+    data_dir: Path,
+    address: str,
+    max_concurrent: int | None,
 ) -> None:
-    """Show what a suite would run: cells, trials, resources, and what is done already. Nothing is trained."""
+    """Show what a suite would run: cells, trials, resources, and what is done already. Nothing is trained.
+
+    With [bold]--measure[/bold], also what it would take, here for one trial and with --address and --max-concurrent for
+    all: early stopping and pruning make it less, trials that share a device or its memory slow each other down.
+    """
     from raybench import plan as planning
     from raybench.stats import smallest_difference
     from raybench.store import Store
@@ -361,6 +375,52 @@ def plan(
             " between two cells (t test, 95 %)",
             soft_wrap=True,
         )
+    if measure:
+        _show_cost(choice, store, out, data_dir, address, max_concurrent)
+
+
+def _show_cost(
+    choice: Choice, store: Store, out: Console, data_dir: Path, address: str, max_concurrent: int | None
+) -> None:
+    """Print what the trials that are to run would take."""
+    from rich.table import Table as Grid
+
+    from raybench.live import duration
+    from raybench.measure import Meter, Row, estimate, rounds
+    from raybench.schedule import connect, slots_of
+    from raybench.trial import device_name
+
+    console = _console()
+    with console.status("asking Ray for its CPUs and GPUs"), connect(address) as cluster:
+        pass
+    with console.status("measuring") as status:
+        meter = Meter(choice.suite.source, data_dir, status.update)
+        todo = rounds(choice, store.ended())
+        rows, wall = estimate(
+            todo, meter.cost, lambda needs: slots_of(cluster, needs, max_concurrent), gpus=cluster.gpus > 0
+        )
+    total = Row()
+    unit = "GPU hours" if cluster.gpus else "CPU hours"
+    grid = Grid(box=None, header_style="bold", pad_edge=False)
+    for axis in choice.suite.names("compare"):
+        grid.add_column(axis)
+    for column in ("to run", "epochs", "a trial", unit, "memory"):
+        grid.add_column(column, justify="right")
+    for cell, row in rows.items():
+        numbers = (str(row.trials), f"{row.epochs:,}", duration(row.seconds / row.trials))
+        hours, memory = f"{row.device_seconds / 3600:.3g}", f"{row.memory / 1e9:.2f} GB"
+        grid.add_row(*map(str, cell), *numbers, hours, memory)
+        total.trials += row.trials
+        total.epochs += row.epochs
+        total.device_seconds += row.device_seconds
+    images = f"noise in place of {', '.join(sorted(meter.random))}" if meter.random else "the suite's images"
+    out.print(f"\nmeasured on {device_name(meter.device.type)} with {images}; at most:", soft_wrap=True)
+    out.print(grid)
+    out.print(
+        f"{total.trials} trials, {total.epochs:,} epochs, {total.device_seconds / 3600:.3g} {unit}:"
+        f" {duration(wall)} on {cluster.cpus} CPUs and {cluster.gpus} GPUs, without Ray's start",
+        soft_wrap=True,
+    )
 
 
 @app.command()

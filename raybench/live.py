@@ -93,7 +93,7 @@ class Watch:
     def _left(self) -> str:
         """Time left, from the trials that ended since this run began."""
         open_trials = self.planned - self.done - self.ended_now
-        return _duration(open_trials * (time.monotonic() - self.begun) / self.ended_now) if self.ended_now else "?"
+        return duration(open_trials * (time.monotonic() - self.begun) / self.ended_now) if self.ended_now else "?"
 
     def _line(self, trial: Trial, row: TrialRow) -> Text:
         width = len(str(self.planned))
@@ -103,7 +103,7 @@ class Watch:
         line.append(f"{row.status.replace('_', ' ')} after epoch {row.epochs}")
         if row.status in FINISHED:
             line.append(f", best {row.best_epoch}, val {row.val_accuracy:.4f}, test {row.test_accuracy:.4f}")
-        return line.append(f", {_duration(row.wall_seconds or 0)}, left {self._left()}")
+        return line.append(f", {duration(row.wall_seconds or 0)}, left {self._left()}")
 
     def _view(self) -> RenderableType:
         table = Table(box=None, expand=True, pad_edge=False, header_style="bold")
@@ -117,7 +117,7 @@ class Watch:
                 f"{last.epoch}/{running.trial.typed().train.planned_epochs}" if last else "starting",
                 f"{last.train_accuracy:.4f}" if last else "",
                 f"{last.val_accuracy:.4f}" if last else "",
-                _duration(time.monotonic() - running.since),
+                duration(time.monotonic() - running.since),
             )
         lines: list[RenderableType] = [self._bar, table]
         if self.best is not None:
@@ -129,7 +129,7 @@ class Watch:
         return Group(*lines)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return ``4.2 s``, ``3:05`` or ``2:03:05``."""
     if seconds < 10:
         return f"{seconds:.1f} s"

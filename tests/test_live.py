@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from raybench import live
-from raybench.live import Watch, _duration
+from raybench.live import Watch, duration
 from raybench.plan import Trial
 from raybench.records import EpochRow, Outcome
 from raybench.suite import Suite
@@ -213,4 +213,4 @@ def test_ten_thousand_trials(load_suite: LoadSuite) -> None:
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
