@@ -68,6 +68,10 @@ ATTEMPTS = 3
 """How often a trial is started that goes down together with the whole sweep, as when a node runs out of memory."""
 
 
+ROUND = 10_000
+"""How many trials one fit() has at most: Tune keeps some 25 kB of each until it ends."""
+
+
 class Listener(Protocol):
     """Who is told of every step of a sweep."""
 
@@ -234,7 +238,7 @@ def in_turns(todo: Sequence[Trial]) -> list[tuple[Resources, list[Trial]]]:
             resources, before = turns[-1]
             before += kinds.pop(resources, [])
         turns += kinds.items()
-    return turns
+    return [(resources, trials[i : i + ROUND]) for resources, trials in turns for i in range(0, len(trials), ROUND)]
 
 
 def slots_of(cluster: Cluster, resources: Resources, max_concurrent: int | None) -> int:

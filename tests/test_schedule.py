@@ -347,7 +347,8 @@ def test_at_the_end_of_its_time_a_budget_stops_what_runs(cluster, tmp_path) -> N
     wait_until_nothing_lives()
 
 
-def test_kinds_of_resources_take_turns_seed_by_seed(tmp_path) -> None:
+def test_kinds_of_resources_take_turns_seed_by_seed(tmp_path, monkeypatch) -> None:
+    from raybench import schedule
     from raybench.schedule import in_turns
 
     _, trials, _ = job_of(tmp_path, BUDGET.replace("OTHER", "2"))
@@ -360,6 +361,8 @@ def test_kinds_of_resources_take_turns_seed_by_seed(tmp_path) -> None:
     ]
     one = [trial for trial in trials if trial.cell == ("short",)]
     assert in_turns(one) == [(Resources(), one)] and in_turns([]) == []
+    monkeypatch.setattr(schedule, "ROUND", 2)
+    assert in_turns(one) == [(Resources(), one[:2]), (Resources(), one[2:])], "many trials run in several rounds"
 
 
 def test_more_than_the_cluster_has_is_refused(cluster, tmp_path) -> None:
