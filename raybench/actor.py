@@ -10,6 +10,7 @@ Uses names of Ray that are not public, each marked with "private"; tests/test_sc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import pickle
 import sys
@@ -79,11 +80,17 @@ class Share:
                 sys.path.insert(0, path)
         for module in self.imports:
             importlib.import_module(module)
-        return ray.get(self.trials)[trial_id]
+        return _all(self.trials)[trial_id]
 
     @property
     def device(self) -> str:
         return "cuda" if self.use_gpu and torch.cuda.is_available() else "cpu"
+
+
+@functools.lru_cache(maxsize=1)
+def _all(trials: ray.ObjectRef) -> dict[str, Trial]:
+    """Return the trials by id, fetched once per process: unpacking thousands takes longer than a short trial."""
+    return ray.get(trials)
 
 
 class Stopped(Exception):

@@ -1,13 +1,14 @@
 """The command line. Each command imports what it needs inside itself, so that help and plans come at once.
 
 stdout carries tables and JSON only; progress, notes and errors go to stderr. Exit status: 0 every trial has a finished
-row, 1 some failed, 2 a usage or suite error, 130 interrupted and resumable.
+row, 1 some failed, 2 a usage or suite error, 3 a budget is spent and 130 interrupted, both resumable.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from raybench.summarize import Table
 
 FORMATS = ["table", "markdown", "latex", "csv", "json"]
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_SPENT, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -113,6 +114,17 @@ data_option = click.option(
     envvar="RAYBENCH_DATA",
     help="Where the images lie, or are downloaded to.",
 )
+address_option = click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
+    help="`local` starts Ray here; `auto` joins the cluster this machine is part of; or host:port of a head.",
+)
+concurrency_option = click.option(
+    "--max-concurrent", type=click.IntRange(min=1), metavar="N", help="At most N trials at once."
+)
 suite_argument = click.argument("suite", metavar="SUITE", shell_complete=lambda *_: _suite_names())
 
 
@@ -154,6 +166,16 @@ def _only(words: tuple[str, ...]) -> dict[str, list[str]]:
     return only
 
 
+def _seconds(text: str) -> float:
+    """Return the seconds of a time such as ``90m`` or ``1h30m``."""
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    match = re.fullmatch("".join(rf"(?:(\d+){unit})?" for unit in units), text)
+    seconds = sum(int(n or 0) * unit for n, unit in zip(match.groups(), units.values(), strict=True)) if match else 0
+    if not seconds:
+        raise UserError(f"--budget {text}: must be a time such as 90m, 2h or 1h30m; the units are d, h, m and s")
+    return seconds
+
+
 def _console() -> Console:
     """Return the console for everything that is not the result."""
     from rich.console import Console
@@ -182,14 +204,7 @@ def _show(table: Table, format: str) -> None:
 @suite_options
 @results_option
 @data_option
-@click.option(
-    "--address",
-    default="local",
-    show_default=True,
-    envvar="RAY_ADDRESS",
-    show_envvar=True,
-    help="`local` starts Ray here; `auto` joins the cluster this machine is part of; or host:port of a head.",
-)
+@address_option
 @click.option(
     "--storage",
     metavar="FOLDER_OR_URI",
@@ -204,7 +219,9 @@ def _show(table: Table, format: str) -> None:
     metavar="SECONDS",
     help="With --storage: time between two checkpoints of a trial, after an epoch.",
 )
-@click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="At most N trials at once.")
+@concurrency_option
+@click.option("--budget", metavar="TIME", help="Start no trial that would not end in this time, e.g. `90m` or `1h30m`.")
+@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Start at most N of the missing trials.")
 @click.option(
     "--format", type=click.Choice(FORMATS), default="table", show_default=True, help="Of the table at the end."
 )
@@ -221,15 +238,18 @@ def run(
     storage: str | None,
     checkpoint_every: float,
     max_concurrent: int | None,
+    budget: str | None,
+    max_trials: int | None,
     format: str,
     verbose: bool,
 ) -> int:
     """Run a suite's missing trials, and print its table.
 
     SUITE is a file, or the name of a suite that ships with raybench ([bold]raybench list suites[/bold]). Trials that
-    have a finished row are not run again: after an interruption, the same command goes on.
+    have a finished row are not run again: after an interruption, or with a budget spent, the same command goes on.
     """
-    choice = _load(suite, sets, only, limit, smoke)  # before anything heavy: a typo is said at once
+    seconds = None if budget is None else _seconds(budget)  # before anything heavy: a typo is said at once
+    choice = _load(suite, sets, only, limit, smoke)
     from raybench.plan import snapshot
     from raybench.run import Options, run_missing
     from raybench.store import Store
@@ -249,10 +269,12 @@ def run(
             data_dir=data_dir,
             address=address,
             max_concurrent=max_concurrent,
+            budget=seconds,
+            max_trials=max_trials,
             verbose=verbose,
             checkpoints=checkpoints,
         )
-        finished = run_missing(choice, store, options, console)
+        end = run_missing(choice, store, options, console)
         rows, _ = store.read()
         trials = choice.trials(store.ended(failed=True))
     except OSError as error:
@@ -263,10 +285,12 @@ def run(
     console.print(f"stored in {store.folder}: trials, epochs, predictions", soft_wrap=True)
     stored = rows[rows["trial_id"].isin([trial.id for trial in trials])]
     failed = int((stored["status"] == "failed").sum())
-    if not finished:
+    if end != "finished":
         left = choice.planned() - len(stored) + failed
-        console.print(f"interrupted, {left} trials to go: the same command goes on from here", style="yellow")
-        return EXIT_INTERRUPTED
+        count = "1 trial" if left == 1 else f"{left} trials"
+        why = "interrupted" if end == "interrupted" else "budget spent"
+        console.print(f"{why}, {count} to go: the same command goes on from here", style="yellow")
+        return EXIT_INTERRUPTED if end == "interrupted" else EXIT_SPENT
     if failed:
         count = "1 trial" if failed == 1 else f"{failed} trials"
         console.print(f"{count} failed: the same command tries again", style="red")
@@ -282,6 +306,12 @@ def run(
 @click.option(
     "--changes", is_flag=True, help="Print what changes from each cell to the next instead: setting, before, after."
 )
+@click.option(
+    "--measure", is_flag=True, help="Also time a few batches of each kind of trial here: hours, memory, at most."
+)
+@data_option
+@address_option
+@concurrency_option
 def plan(
     suite: str,
     sets: tuple[str, ...],
@@ -291,8 +321,16 @@ def plan(
     results: Path,
     as_json: bool,
     changes: bool,
+    measure: bool,
+    data_dir: Path,
+    address: str,
+    max_concurrent: int | None,
 ) -> None:
-    """Show what a suite would run: cells, trials, resources, and what is done already. Nothing is trained."""
+    """Show what a suite would run: cells, trials, resources, and what is done already. Nothing is trained.
+
+    With [bold]--measure[/bold], also what it would take, here for one trial and with --address and --max-concurrent for
+    all: early stopping and pruning make it less, trials that share a device or its memory slow each other down.
+    """
     from raybench import plan as planning
     from raybench.stats import smallest_difference
     from raybench.store import Store
@@ -360,6 +398,52 @@ def plan(
             " between two cells (t test, 95 %)",
             soft_wrap=True,
         )
+    if measure:
+        _show_cost(choice, store, out, data_dir, address, max_concurrent)
+
+
+def _show_cost(
+    choice: Choice, store: Store, out: Console, data_dir: Path, address: str, max_concurrent: int | None
+) -> None:
+    """Print what the trials that are to run would take."""
+    from rich.table import Table as Grid
+
+    from raybench.live import duration
+    from raybench.measure import Meter, Row, estimate, rounds
+    from raybench.schedule import connect, slots_of
+    from raybench.trial import device_name
+
+    console = _console()
+    with console.status("asking Ray for its CPUs and GPUs"), connect(address) as cluster:
+        pass
+    with console.status("measuring") as status:
+        meter = Meter(choice.suite.source, data_dir, status.update)
+        todo = rounds(choice, store.ended())
+        rows, wall = estimate(
+            todo, meter.cost, lambda needs: slots_of(cluster, needs, max_concurrent), gpus=cluster.gpus > 0
+        )
+    total = Row()
+    unit = "GPU hours" if cluster.gpus else "CPU hours"
+    grid = Grid(box=None, header_style="bold", pad_edge=False)
+    for axis in choice.suite.names("compare"):
+        grid.add_column(axis)
+    for column in ("to run", "epochs", "a trial", unit, "memory"):
+        grid.add_column(column, justify="right")
+    for cell, row in rows.items():
+        numbers = (str(row.trials), f"{row.epochs:,}", duration(row.seconds / row.trials))
+        hours, memory = f"{row.device_seconds / 3600:.3g}", f"{row.memory / 1e9:.2f} GB"
+        grid.add_row(*map(str, cell), *numbers, hours, memory)
+        total.trials += row.trials
+        total.epochs += row.epochs
+        total.device_seconds += row.device_seconds
+    images = f"noise in place of {', '.join(sorted(meter.random))}" if meter.random else "the suite's images"
+    out.print(f"\nmeasured on {device_name(meter.device.type)} with {images}; at most:", soft_wrap=True)
+    out.print(grid)
+    out.print(
+        f"{total.trials} trials, {total.epochs:,} epochs, {total.device_seconds / 3600:.3g} {unit}:"
+        f" {duration(wall)} on {cluster.cpus} CPUs and {cluster.gpus} GPUs, without Ray's start",
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -35,7 +35,8 @@ class Watch:
         self.console, self.planned, self.done, self.slots = console, planned, done, slots
         self.begun = time.monotonic()
         self.ended_now = 0
-        self.failures: list[TrialRow] = []
+        self.failures = 0
+        self.last_failure: TrialRow | None = None
         self.best: tuple[float, str] | None = None
         """Test accuracy and name of a trial."""
         self.running: dict[str, Running] = {}
@@ -75,7 +76,7 @@ class Watch:
         self.running.pop(trial.id, None)
         self.ended_now += 1
         if row.status == "failed":
-            self.failures.append(row)
+            self.failures, self.last_failure = self.failures + 1, row
         accuracy = row.test_accuracy if row.status in FINISHED else None
         if accuracy is not None and (self.best is None or accuracy > self.best[0]):
             self.best = accuracy, trial.name
@@ -92,7 +93,7 @@ class Watch:
     def _left(self) -> str:
         """Time left, from the trials that ended since this run began."""
         open_trials = self.planned - self.done - self.ended_now
-        return _duration(open_trials * (time.monotonic() - self.begun) / self.ended_now) if self.ended_now else "?"
+        return duration(open_trials * (time.monotonic() - self.begun) / self.ended_now) if self.ended_now else "?"
 
     def _line(self, trial: Trial, row: TrialRow) -> Text:
         width = len(str(self.planned))
@@ -102,7 +103,7 @@ class Watch:
         line.append(f"{row.status.replace('_', ' ')} after epoch {row.epochs}")
         if row.status in FINISHED:
             line.append(f", best {row.best_epoch}, val {row.val_accuracy:.4f}, test {row.test_accuracy:.4f}")
-        return line.append(f", {_duration(row.wall_seconds or 0)}, left {self._left()}")
+        return line.append(f", {duration(row.wall_seconds or 0)}, left {self._left()}")
 
     def _view(self) -> RenderableType:
         table = Table(box=None, expand=True, pad_edge=False, header_style="bold")
@@ -116,23 +117,19 @@ class Watch:
                 f"{last.epoch}/{running.trial.typed().train.planned_epochs}" if last else "starting",
                 f"{last.train_accuracy:.4f}" if last else "",
                 f"{last.val_accuracy:.4f}" if last else "",
-                _duration(time.monotonic() - running.since),
+                duration(time.monotonic() - running.since),
             )
         lines: list[RenderableType] = [self._bar, table]
         if self.best is not None:
             accuracy, name = self.best
             lines.append(Text(f"best test accuracy so far {accuracy:.4f}  {name}", "green"))
-        if self.failures:
-            last_row = self.failures[-1]
-            lines.append(
-                Text(
-                    f"{len(self.failures)} failed, last ({last_row.error_class}): {last_row.error}", "red", no_wrap=True
-                )
-            )
+        if last_row := self.last_failure:
+            text = f"{self.failures} failed, last ({last_row.error_class}): {last_row.error}"
+            lines.append(Text(text, "red", no_wrap=True))
         return Group(*lines)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return ``4.2 s``, ``3:05`` or ``2:03:05``."""
     if seconds < 10:
         return f"{seconds:.1f} s"

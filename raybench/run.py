@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
+from raybench.axes import Label
 from raybench.checkpoint import Checkpoints
 from raybench.errors import DataError
 from raybench.job import Job, prepare, source_key
@@ -28,17 +31,25 @@ class Options:
     data_dir: Path
     address: str = "local"
     max_concurrent: int | None = None
+    budget: float | None = None
+    """Seconds."""
+    max_trials: int | None = None
+    """How many trials may be started."""
     verbose: bool = False
     checkpoints: Checkpoints | None = None
 
 
-def run_missing(choice: Choice, store: Store, options: Options, console: Console) -> bool:
-    """Run the trials that ``store``, which is open, has no finished row of; return False if the user interrupted.
+End = Literal["finished", "interrupted", "spent"]
+
+
+def run_missing(choice: Choice, store: Store, options: Options, console: Console) -> End:
+    """Run the trials that ``store``, which is open, has no finished row of; return why no more are run: none is left,
+    the user interrupted, or the budget is spent.
 
     Raises:
         UserError: for anything that the user must mend first; nothing has run then.
     """
-    suite = choice.suite
+    suite, budget = choice.suite, Budget(options)
     done, damaged = store.done()
     for line in damaged:
         console.print(line, style="yellow", soft_wrap=True)
@@ -48,7 +59,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
     count = "1 trial" if planned == 1 else f"{planned} trials"
     console.print(f"{count} ({sizes(suite)}): {finished} finished, {planned - finished} to run")
     if not sweep.todo:
-        return True
+        return "finished"
     with console.status("preparing") as status:
         job = prepare(suite, sweep.todo, options.data_dir, status.update)
         for note in job.notes:
@@ -67,25 +78,57 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         watch = stack.enter_context(Watch(console, planned, finished, min(slots, options.max_concurrent or slots)))
         while sweep.todo:
             job = replace(job, checkpoints=options.checkpoints)
-            recorder = _Recorder(sweep, store, watch, options.checkpoints)
+            recorder = _Recorder(sweep, store, watch, budget, options.checkpoints)
             try:
                 schedule.run(
                     job,
                     sweep.todo,
                     recorder,
                     cluster,
+                    budget=budget,
                     max_concurrent=options.max_concurrent,
                     imports=suite.imports,
                     paths=[str(suite.folder.resolve())] if suite.imports else [],
                     verbose=options.verbose,
                 )
             except schedule.Interrupted:
-                return False
+                return "interrupted"
+            except schedule.Spent:
+                return "spent"
             finally:
                 recorder.close()
             sweep.go_on()
             job = prepare(suite, sweep.todo, options.data_dir)
-    return True
+    return "finished"
+
+
+class Budget:
+    """What a command may still start (`raybench.schedule.Budget`)."""
+
+    def __init__(self, options: Options) -> None:
+        self.max_trials = options.max_trials
+        self.end = None if options.budget is None else time.monotonic() + options.budget
+        self.started: set[str] = set()
+        self.longest: dict[tuple[Label, ...], float] = {}
+        """Seconds of a trial of each cell, as far as known."""
+
+    def seconds(self) -> float | None:
+        return None if self.end is None else self.end - time.monotonic()
+
+    def allows(self, trial: Trial) -> bool:
+        """Return whether the trial may start. The first that may not, since it would not end in time, is the last that
+        is asked for: a short one in its place would leave the cells with unequal n."""
+        left = self.seconds()
+        if left is not None and left <= self.longest.get(trial.cell, 0):
+            return False
+        if trial.id not in self.started and len(self.started) == self.max_trials:
+            return False
+        self.started.add(trial.id)
+        return True
+
+    def took(self, trial: Trial, seconds: float) -> None:
+        """Hear how long a trial took."""
+        self.longest[trial.cell] = max(seconds, self.longest.get(trial.cell, 0))
 
 
 NOT_ITS_FAULT = ("crashed", "node_lost", "out_of_memory")
@@ -113,8 +156,10 @@ class _Sweep:
 class _Recorder:
     """Stores what ends, then shows it: what is seen is safe. Stops the trials that lost."""
 
-    def __init__(self, sweep: _Sweep, store: Store, watch: Watch, checkpoints: Checkpoints | None) -> None:
-        self.sweep, self.store, self.watch, self.checkpoints = sweep, store, watch, checkpoints
+    def __init__(
+        self, sweep: _Sweep, store: Store, watch: Watch, budget: Budget, checkpoints: Checkpoints | None
+    ) -> None:
+        self.sweep, self.store, self.watch, self.budget, self.checkpoints = sweep, store, watch, budget, checkpoints
         self.pruner = pruner(sweep.choice.suite, sweep.trials)
         self.curves: dict[str, list[EpochRow]] = {}
         self.begun: dict[str, TrialRow] = {}
@@ -160,6 +205,7 @@ class _Recorder:
         self._ended(trial)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
+        self.budget.took(trial, outcome.row.wall_seconds or 0)
         if outcome.row.status in FINISHED and self.pruner.pending(trial.id):
             self.waiting[trial.id] = trial, outcome
         else:

@@ -8,6 +8,7 @@ what the store says.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import pickle
@@ -68,6 +69,10 @@ ATTEMPTS = 3
 """How often a trial is started that goes down together with the whole sweep, as when a node runs out of memory."""
 
 
+ROUND = 10_000
+"""How many trials one fit() has at most: Tune keeps some 25 kB of each until it ends."""
+
+
 class Listener(Protocol):
     """Who is told of every step of a sweep."""
 
@@ -81,8 +86,22 @@ class Listener(Protocol):
     def ended(self, trial: Trial, outcome: Outcome) -> None: ...
 
 
+class Budget(Protocol):
+    """What may be started, and until when."""
+
+    def allows(self, trial: Trial) -> bool:
+        """Return whether the trial may start now. Where one may not, none is started after it."""
+
+    def seconds(self) -> float | None:
+        """Return how long trials may run from now on; None for as long as they like."""
+
+
 class Interrupted(Exception):
     """The user asked to stop. Every trial that had ended was told to the listener."""
+
+
+class Spent(Exception):
+    """The budget allows no more. Every trial that had ended was told to the listener; of the others nothing is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +175,7 @@ def run(
     listener: Listener,
     cluster: Cluster,
     *,
+    budget: Budget | None = None,
     max_concurrent: int | None = None,
     imports: Sequence[str] = (),
     paths: Sequence[str] = (),
@@ -173,36 +193,61 @@ def run(
     Raises:
         UserError: if a trial asks for more than the cluster has.
         Interrupted: after Ctrl-C or SIGTERM, once the running trials have let go.
+        Spent: if ``budget`` has left trials out, once the running ones have ended or, at its end, let go.
     """
     if verbose:
         os.environ.update(RAY_AIR_NEW_OUTPUT="1", TUNE_PRINT_ALL_TRIAL_ERRORS="1")
     else:
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    kinds: dict[Resources, list[Trial]] = {}
-    for trial in todo:
-        kinds.setdefault(trial.typed().resources, []).append(trial)
-    slots = {resources: _slots(cluster, resources, max_concurrent) for resources in kinds}
+    turns = in_turns(todo)
+    slots = {resources: slots_of(cluster, resources, max_concurrent) for resources, _ in turns}
     with tempfile.TemporaryDirectory(prefix="raybench-") as storage, _stop_gently() as interrupted:
-        for resources, trials in kinds.items():
-            share = Share(
-                job=replace(
-                    job,
-                    provenance={**job.provenance, "ray_version": ray.__version__},
-                    trials={},
-                    sources=Fetched({key: ray.put(source) for key, source in job.sources.items()}),
-                    statistics=Fetched({key: ray.put(fitted) for key, fitted in job.statistics.items()}),
-                ),
-                trials=ray.put({trial.id: trial for trial in trials}),
-                imports=tuple(imports),
-                paths=tuple(paths),
-                use_gpu=bool(resources.gpus and cluster.gpus),
-                storage=storage,
-            )
-            _run_kind(trainable(share, resources), trials, listener, slots[resources], storage, interrupted, verbose)
+        share = Share(
+            job=replace(
+                job,
+                provenance={**job.provenance, "ray_version": ray.__version__},
+                trials={},
+                sources=Fetched({key: ray.put(source) for key, source in job.sources.items()}),
+                statistics=Fetched({key: ray.put(fitted) for key, fitted in job.statistics.items()}),
+            ),
+            trials=ray.put({trial.id: trial for trial in todo}),
+            imports=tuple(imports),
+            paths=tuple(paths),
+            use_gpu=False,
+            storage=storage,
+        )
+        for resources, trials in turns:
+            if budget and not budget.allows(trials[0]):
+                raise Spent
+            kind = trainable(replace(share, use_gpu=bool(resources.gpus and cluster.gpus)), resources)
+            _run_kind(kind, trials, listener, slots[resources], storage, interrupted, verbose, budget)
 
 
-def _slots(cluster: Cluster, resources: Resources, max_concurrent: int | None) -> int:
+def in_turns(todo: Sequence[Trial]) -> list[tuple[Resources, list[Trial]]]:
+    """Return the trials of ``todo`` as they run: at any time those that ask for the same resources, seed by seed.
+
+    So stopping anywhere leaves about equal n in the cells of all kinds. To change from kind to kind costs new actors:
+    a seed begins with the kind that the seed before ended with.
+    """
+    turns: list[tuple[Resources, list[Trial]]] = []
+    for _, trials in itertools.groupby(todo, key=lambda trial: trial.seed):
+        kinds: dict[Resources, list[Trial]] = {}
+        for trial in trials:
+            kinds.setdefault(Resources.model_validate(trial.settings["resources"]), []).append(trial)
+        if turns:
+            resources, before = turns[-1]
+            before += kinds.pop(resources, [])
+        turns += kinds.items()
+    return [(resources, trials[i : i + ROUND]) for resources, trials in turns for i in range(0, len(trials), ROUND)]
+
+
+def slots_of(cluster: Cluster, resources: Resources, max_concurrent: int | None) -> int:
+    """Return how many trials with these needs run at once.
+
+    Raises:
+        UserError: if not even one can.
+    """
     slots = cluster.slots(resources)
     if slots < 1:
         raise UserError(
@@ -220,6 +265,7 @@ def _run_kind(
     storage: str,
     interrupted: threading.Event,
     verbose: bool,
+    budget: Budget | None = None,
 ) -> None:
     """Run trials that ask for the same resources.
 
@@ -229,15 +275,16 @@ def _run_kind(
     open_trials = {trial.id: trial for trial in trials}
     attempts: Counter[str] = Counter()
     for number in range(len(trials) * ATTEMPTS):
-        watcher = _Watcher(open_trials, listener, interrupted)
+        watcher = _Watcher(open_trials, listener, interrupted, budget)
         reason = "the sweep ended before the trial did"
         try:
             tune.Tuner(
                 trial_class,
                 tune_config=tune.TuneConfig(
-                    search_alg=_ListSearcher(list(open_trials)),
+                    search_alg=_ListSearcher(list(open_trials), watcher),
                     scheduler=_FirstInFirstOut(watcher),
                     num_samples=len(open_trials),
+                    time_budget_s=budget and budget.seconds(),
                     max_concurrent_trials=slots,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
@@ -257,6 +304,8 @@ def _run_kind(
             raise Interrupted
         if not open_trials:
             return
+        if budget and not budget.allows(next(iter(open_trials.values()))):
+            raise Spent
         lost = [open_trials[trial_id] for trial_id in watcher.running if trial_id in open_trials]
         for trial in lost or open_trials.values():
             attempts[trial.id] += 1
@@ -267,15 +316,20 @@ def _run_kind(
 class _Watcher(tune.Callback):  # type: ignore[misc]
     """Tells the listener what Tune's controller sees, in the driver."""
 
-    def __init__(self, open_trials: dict[str, Trial], listener: Listener, interrupted: threading.Event) -> None:
+    def __init__(
+        self, open_trials: dict[str, Trial], listener: Listener, interrupted: threading.Event, budget: Budget | None
+    ) -> None:
         """A trial that has ended is taken out of ``open_trials``."""
-        self.open, self.listener, self.interrupted = open_trials, listener, interrupted
+        self.open, self.listener, self.interrupted, self.budget = open_trials, listener, interrupted, budget
         self.running: set[str] = set()
         self.stopping: set[str] = set()
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks; nothing reads that
+
+    def may_start(self, trial_id: str) -> bool:
+        return self.budget is None or self.budget.allows(self.open[trial_id])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.running.add(trial.config["id"])
@@ -359,12 +413,13 @@ class _Silence(TrialProgressCallback):  # type: ignore[misc]
 class _ListSearcher(Searcher):  # type: ignore[misc]
     """Hands Tune the trials in our order. A ``grid_search`` over a list is expanded in quadratic time."""
 
-    def __init__(self, ids: Sequence[str]) -> None:
+    def __init__(self, ids: Sequence[str], watcher: _Watcher) -> None:
         super().__init__(metric="epoch", mode="max")
-        self.ids = deque(ids)
+        self.ids, self.watcher = deque(ids), watcher
 
     def suggest(self, trial_id: str) -> Any:
-        return {"id": self.ids.popleft()} if self.ids else Searcher.FINISHED
+        more = self.ids and self.watcher.may_start(self.ids[0])
+        return {"id": self.ids.popleft()} if more else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass

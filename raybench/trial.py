@@ -94,7 +94,7 @@ def run_trial(
             reporting = False
 
     try:
-        with _fresh_process(trial.seed, settings.resources.cpus):
+        with fresh_process(trial.seed, settings.resources.cpus):
             if statistics is None:
                 statistics = fit_augmentation(settings, data)
             training = Training(trial.id, trial.seed, settings, data, torch.device(device), world, statistics)
@@ -248,7 +248,7 @@ def _predictions(history: History, data: TrialData) -> Predictions:
 
 
 @contextlib.contextmanager
-def _fresh_process(seed: int, threads: int) -> Iterator[None]:
+def fresh_process(seed: int, threads: int) -> Iterator[None]:
     """Give the trial the state of a new process, whatever the trial before left behind."""
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)

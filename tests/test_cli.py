@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from raybench import __version__, cli, plan
+from raybench import __version__, cli, plan, run
 from raybench import suite as suites
 from raybench.records import Outcome, TrialRow
 from raybench.registry import AUGMENTATIONS, DATASETS, MODELS
@@ -132,6 +132,7 @@ def test_version(raybench: Raybench) -> None:
         (["plan", "quickstart", "--limit", "0"], "Invalid value for '--limit'"),
         (["plan", "quickstart", "--limit", "few"], "Invalid value for '--limit'"),
         (["run", "quickstart", "--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
+        (["run", "quickstart", "--max-trials", "0"], "Invalid value for '--max-trials'"),
         (["list", "modles"], "'modles' is not one of"),
         (["summarize", "quickstart", "--format", "xml"], "Invalid value for '--format'"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
@@ -163,6 +164,13 @@ def test_wrong_usage(raybench: Raybench, arguments: list[str], message: str) -> 
         (
             ["summarize", "quickstart"],
             "results/quickstart: no results here: run the suite first, or name its folder with --results",
+        ),
+        *(
+            (
+                ["run", "quickstart", "--budget", time],
+                f"--budget {time}: must be a time such as 90m, 2h or 1h30m; the units are d, h, m and s",
+            )
+            for time in ("2", "h", "2w", "1.5h", "30m1h", "-1h", "0s", "2 h", "")
         ),
         (["summarize", "."], ".: no results here: run the suite first, or name its folder with --results"),
     ],
@@ -203,6 +211,33 @@ def test_an_interruption_says_how_to_go_on(raybench: Raybench, monkeypatch: pyte
 def test_a_closed_pipe_is_no_error() -> None:
     code = f"{sys.executable} -m raybench.cli plan table1 --json | true"
     assert subprocess.run(code, shell=True, capture_output=True, text=True).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"), [("45s", 45), ("90m", 5400), ("2h", 7200), ("1h30m", 5400), ("1d2h3m4s", 93784)]
+)
+def test_times(time: str, seconds: float) -> None:
+    assert cli._seconds(time) == seconds
+
+
+@pytest.mark.parametrize(("end", "said", "status"), [("spent", "budget spent", 3), ("interrupted", "interrupted", 130)])
+def test_a_run_that_stops_says_what_is_left_and_how_to_go_on(
+    raybench: Raybench, results: Path, monkeypatch: pytest.MonkeyPatch, end: str, said: str, status: int
+) -> None:
+    given: list[run.Options] = []
+
+    def stops(choice: Any, store: Any, options: run.Options, console: Any) -> str:
+        given.append(options)
+        return end
+
+    monkeypatch.setattr(run, "run_missing", stops)
+    done = raybench("run", "small.yaml", "--budget", "1h", "--max-trials", "5", "--format", "csv")
+    assert done.status == status and "mlp,0.001,2,2,0.625," in done.out
+    assert done.err == (
+        "stored in results/small: trials, epochs, predictions\n"
+        f"{said}, 6 trials to go: the same command goes on from here\n"
+    )
+    assert (given[0].budget, given[0].max_trials) == (3600, 5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

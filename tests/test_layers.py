@@ -76,9 +76,9 @@ LAYERS = {
     "terminal": Layer(("live",), ("light",), frozenset({"rich"})),
     "cluster": Layer(("actor", "schedule"), ("light", "training"), frozenset({"torch", "ray"})),
     "above": Layer(
-        ("run", "doctor", "cli"),
+        ("run", "measure", "doctor", "cli"),
         ("light", "training", "results", "terminal", "cluster"),
-        frozenset({"rich", "rich_click", "click", "torch", "timm"}),
+        frozenset({"rich", "rich_click", "click", "torch", "timm", "numpy"}),
     ),
 }
 LAYER_OF = {module: layer for layer in LAYERS.values() for module in layer.modules}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import random
 import sys
@@ -16,10 +17,11 @@ import pytest
 from rich.console import Console
 
 from raybench import cli
+from raybench import run as story
 from raybench.job import Job
 from raybench.plan import Choice, Trial
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow, measured_columns
-from raybench.run import Options, run_missing
+from raybench.run import Budget, End, Options, run_missing
 from raybench.store import PRUNING, Store
 from raybench.suite import load
 from raybench.summarize import Table, summarize
@@ -87,8 +89,10 @@ def ray_free(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def install(order: Order = list, after: int = 10**9) -> None:
         left = [after]
 
-        def run(job: Job, todo: Sequence[Trial], listener: Any, *_: Any, **__: Any) -> None:
+        def run(job: Job, todo: Sequence[Trial], listener: Any, *_: Any, budget: Budget, **__: Any) -> None:
             for trial in order(todo):
+                if not budget.allows(trial):
+                    raise schedule.Spent
                 if not left[0]:
                     raise schedule.Interrupted
                 left[0] -= 1
@@ -115,19 +119,19 @@ def run_here(job: Job, trial: Trial, listener: Any) -> None:
         listener.ended(trial, outcome)
 
 
-def run_suite(folder: Path, text: str, *sets: str) -> tuple[bool, Store, Table]:
+def run_suite(folder: Path, text: str, *sets: str, **options: Any) -> tuple[End, Store, Table]:
     folder.mkdir(exist_ok=True)
     (folder / "suite.yaml").write_text(text, encoding="utf-8")
     choice = Choice(load(folder / "suite.yaml", sets))
     store = Store(folder, choice.suite)
     store.open({})
     try:
-        finished = run_missing(choice, store, Options(data_dir=folder), Console(file=io.StringIO()))
+        end = run_missing(choice, store, Options(data_dir=folder, **options), Console(file=io.StringIO()))
     finally:
         store.close()
     rows, damaged = store.read()
     assert not damaged
-    return finished, store, summarize(rows, choice.suite, choice.trials(store.ended(failed=True)))
+    return end, store, summarize(rows, choice.suite, choice.trials(store.ended(failed=True)))
 
 
 def stored(store: Store) -> dict[str, Any]:
@@ -151,8 +155,8 @@ def test_the_order_in_which_trials_run_changes_nothing(text: str, tmp_path: Path
     results = []
     for number, order in enumerate([list, lambda trials: list(trials)[::-1], shuffled(1), shuffled(2)]):
         ray_free(order)
-        finished, store, table = run_suite(tmp_path / str(number), text)
-        assert finished
+        end, store, table = run_suite(tmp_path / str(number), text)
+        assert end == "finished"
         lines = [line for line in table.header if not line.startswith("search: ")]  # epochs trained in vain
         results.append((stored(store), table.rows, lines, table.notes))
     assert results[1:] == results[:-1]
@@ -201,11 +205,12 @@ def test_an_interrupted_search_goes_on_to_the_same_end(text: str, tmp_path: Path
     (tmp_path / "parts").mkdir()
     for number in range(20):
         ray_free(shuffled(number), after=3)
-        finished, store, again = run_suite(tmp_path / "parts", text)
-        if finished:
+        end, store, again = run_suite(tmp_path / "parts", text)
+        if end == "finished":
             break
+        assert end == "interrupted"
         assert "search: no winner is known yet" in again.notes or again.rows
-    assert finished and number >= 4
+    assert end == "finished" and number >= 4
     assert stored(store) == stored(whole) and again.rows == table.rows
 
 
@@ -225,16 +230,16 @@ def test_a_failed_trial_of_a_search_is_left_out_and_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(Job, "run", failing)
-        finished, store, table = run_suite(tmp_path / "again", SEARCH)
-    assert finished and best in set(store.read()[0].query("status == 'failed'")["trial_id"])
+        end, store, table = run_suite(tmp_path / "again", SEARCH)
+    assert end == "finished" and best in set(store.read()[0].query("status == 'failed'")["trial_id"])
     assert [row[2] for row in table.rows] == [2, 2], "the second best is confirmed"
     assert [note.partition(":")[0] for note in table.notes] == ["search"]
     assert table.notes[0].endswith("/s0 with MemoryError: no room")
 
-    finished, store, table = run_suite(tmp_path / "again", SEARCH)
+    end, store, table = run_suite(tmp_path / "again", SEARCH)
     trials = store.read()[0].set_index("trial_id")
     theirs = whole.read()[0].set_index("trial_id")
-    assert finished and trials["status"][best] in FINISHED and trials["stage"][best] == "confirm"
+    assert end == "finished" and trials["status"][best] in FINISHED and trials["stage"][best] == "confirm"
     assert table.rows == table_of_whole.rows and set(theirs.index) < set(trials.index)
 
 
@@ -244,3 +249,63 @@ def test_a_smoke_run_searches_and_confirms(tmp_path: Path, ray_free: Any) -> Non
     rows, _ = store.read()
     assert len(rows) == 18 and set(rows["status"]) == {"completed"}
     assert [row[2] for row in table.rows] == [2, 2]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Budgets
+
+GRID = """
+name: grid
+dataset: {name: digits, train_size: 200, test_size: 100}
+compare: {model: [mlp, small_cnn], augmentation: [none, flip]}
+repeat: {seed: 3}
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [GRID, GRID + "search: {lr: [0.1, 0.01]}", GRID + "search: {lr: [0.1, 0.01]}\nconfirm: none", DRAWN],
+    ids=["grid", "search", "search alone", "drawn"],
+)
+def test_stopping_after_any_trial_leaves_about_equal_n(
+    text: str, tmp_path: Path, ray_free: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(job: Job, trial: Trial, **options: Any) -> Outcome:
+        numbers = {"epochs": 1, "best_epoch": 1, "val_accuracy": trial.settings["train"]["lr"], "test_accuracy": 0.5}
+        return Outcome(row=dataclasses.replace(planned_row(trial), status="completed", **numbers))
+
+    monkeypatch.setattr(Job, "run", at_once)
+    ray_free()
+    ends: list[End] = []
+    while ends[-1:] != ["finished"]:
+        end, store, table = run_suite(tmp_path, text, max_trials=1)
+        ends.append(end)
+        assert len(store.done()[0]) == len(ends), "one more"
+        n = [row[[column.name for column in table.columns].index("n")] for row in table.rows]
+        assert not n or max(n) - min(n) <= 1
+    assert ends == ["spent"] * (Choice(load(tmp_path / "suite.yaml")).planned() - 1) + ["finished"]
+
+
+def test_a_budget_of_time_starts_nothing_that_would_not_end(
+    load_suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(story, "time", clock)
+    mlp, cnn, *_ = load_suite(GRID.replace("none, flip", "none"))[1]
+    budget = Budget(Options(data_dir=tmp_path, budget=100))
+    assert budget.seconds() == 100 and budget.allows(mlp) and budget.allows(cnn), "how long they take is not known"
+    budget.took(mlp, 40)
+    budget.took(mlp, 30)
+    clock.now += 59
+    assert budget.allows(mlp), "41 seconds are left"
+    clock.now += 1
+    assert not budget.allows(mlp) and budget.allows(cnn)
+    clock.now += 40
+    assert budget.seconds() == 0 and not budget.allows(cnn)
+
+
+def test_a_trial_that_is_started_again_counts_once(load_suite: Any, tmp_path: Path) -> None:
+    first, second, third, *_ = load_suite(GRID)[1]
+    budget = Budget(Options(data_dir=tmp_path, max_trials=2))
+    assert budget.seconds() is None
+    assert [budget.allows(trial) for trial in (first, second, third, first)] == [True, True, False, True]

@@ -296,6 +296,75 @@ repeat: {seed: 3}
     wait_until_nothing_lives()
 
 
+class Limits:
+    """A budget: so many trials may start, and run until so many seconds are over."""
+
+    def __init__(self, trials: int, seconds: float | None = None) -> None:
+        self.trials, self.started = trials, set()
+        self.end = None if seconds is None else time.monotonic() + seconds
+
+    def allows(self, trial: Trial) -> bool:
+        if len(self.started | {trial.id}) > self.trials or (self.seconds() is not None and self.seconds() <= 0):
+            return False
+        self.started.add(trial.id)
+        return True
+
+    def seconds(self) -> float | None:
+        return None if self.end is None else self.end - time.monotonic()
+
+
+BUDGET = """
+name: budget
+dataset: {name: digits, train_size: 200, test_size: 50}
+model: mlp
+compare: {variant: {short: {train.epochs: 1}, other: {train.epochs: OTHER, resources: {cpus: 2}}}}
+repeat: {seed: 3}
+"""
+
+
+def test_a_budget_of_trials_starts_the_first_of_them_and_lets_them_end(cluster, tmp_path) -> None:
+    from raybench import schedule
+
+    job, trials, _ = job_of(tmp_path, BUDGET.replace("OTHER", "2"))
+    heard = Heard()
+    with pytest.raises(schedule.Spent):
+        schedule.run(job, trials, heard, cluster, budget=Limits(3))
+    # Seed 0 of both kinds, and then the kind that runs already.
+    assert heard.starts == [trials[0].id, trials[1].id, trials[3].id] and set(heard.outcomes) == set(heard.starts)
+    heard = Heard()
+    schedule.run(job, trials[:2], heard, cluster, budget=Limits(2))
+    assert len(heard.outcomes) == 2, "just enough"
+
+
+def test_at_the_end_of_its_time_a_budget_stops_what_runs(cluster, tmp_path) -> None:
+    from raybench import schedule
+
+    job, trials, _ = job_of(tmp_path, BUDGET.replace("OTHER", "1000000"))
+    heard = Heard()
+    with pytest.raises(schedule.Spent):
+        schedule.run(job, trials[1:], heard, cluster, budget=Limits(100, seconds=20))
+    assert set(heard.starts) <= {trials[1].id} and heard.outcomes == {}
+    wait_until_nothing_lives()
+
+
+def test_kinds_of_resources_take_turns_seed_by_seed(tmp_path, monkeypatch) -> None:
+    from raybench import schedule
+    from raybench.schedule import in_turns
+
+    _, trials, _ = job_of(tmp_path, BUDGET.replace("OTHER", "2"))
+    turns = [(needs.cpus, [trial.name for trial in members]) for needs, members in in_turns(trials)]
+    assert turns == [
+        (1, ["short/s0"]),
+        (2, ["other/s0", "other/s1"]),
+        (1, ["short/s1", "short/s2"]),
+        (2, ["other/s2"]),
+    ]
+    one = [trial for trial in trials if trial.cell == ("short",)]
+    assert in_turns(one) == [(Resources(), one)] and in_turns([]) == []
+    monkeypatch.setattr(schedule, "ROUND", 2)
+    assert in_turns(one) == [(Resources(), one[:2]), (Resources(), one[2:])], "many trials run in several rounds"
+
+
 def test_more_than_the_cluster_has_is_refused(cluster, tmp_path) -> None:
     from raybench import schedule
     from raybench.errors import UserError
