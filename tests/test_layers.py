@@ -44,7 +44,7 @@ LAYERS = {
         ),
     ),
     "results": Layer(
-        ("store", "summarize", "stats", "check"),
+        ("objects", "store", "summarize", "stats", "check"),
         ("light",),
         frozenset({"numpy", "pandas", "pyarrow", "scipy", "filelock", "rich"}),
     ),
