@@ -103,8 +103,7 @@ class Objects:
             stream.write(content)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
-        ignored = FileNotFoundError if missing_ok else ()
-        with contextlib.suppress(ignored), self._doing("removed"):
+        with contextlib.suppress(*[FileNotFoundError] * missing_ok), self._doing("removed"):
             self.system.delete_file(self.path)
 
     @contextlib.contextmanager

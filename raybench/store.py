@@ -99,7 +99,7 @@ def _patient(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate
     """Let a method of an open store, which may be done twice, outlast object storage that is away for a moment."""
 
     @functools.wraps(method)
-    def tried(store: Store, *args: P.args, **kwargs: P.kwargs) -> T:
+    def tried(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
         patience = store._patience
         for wait in patience:
             try:
