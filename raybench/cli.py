@@ -222,15 +222,17 @@ def run(
     SUITE is a file, or the name of a suite that ships with raybench ([bold]raybench list suites[/bold]). Trials that
     have a finished row are not run again: after an interruption, the same command goes on.
     """
-    choice = _load(suite, sets, only, limit, smoke)  # before anything heavy: a typo is said at once
     from raybench.objects import StoreError, place
+
+    choice = _load(suite, sets, only, limit, smoke)  # before anything heavy: a typo is said at once
+    root = place(results)
     from raybench.plan import snapshot
     from raybench.run import Options, run_missing
     from raybench.store import Store
     from raybench.summarize import summarize as make_table
 
     console = _console()
-    store = Store(place(results), choice.suite)
+    store = Store(root, choice.suite)
     store.open(snapshot(choice))
     try:
         options = Options(data_dir=data_dir, address=address, max_concurrent=max_concurrent, verbose=verbose)
