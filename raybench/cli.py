@@ -98,13 +98,20 @@ def suite_options(command: Command) -> Command:
     return command
 
 
+class _Place(click.Path):
+    """A folder, or the URI of one, which is looked at when it is needed: other mistakes are said at once."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
 results_option = click.option(
     "--results",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_Place(file_okay=False, path_type=Path),
     default=Path("results"),
     show_default=True,
     envvar="RAYBENCH_RESULTS",
-    help="Folder that holds a folder per suite.",
+    help="Folder that holds a folder per suite, or its URI in object storage, e.g. `s3://bucket/prefix`.",
 )
 data_option = click.option(
     "--data-dir",
@@ -143,15 +150,17 @@ def _load(name: str, sets: tuple[str, ...], only: tuple[str, ...], limit: int | 
     return choice
 
 
-def _stored(name: str, results: Path) -> tuple[Store, Choice]:
+def _stored(name: str, results: str | Path) -> tuple[Store, Choice]:
     """Return the results called ``name`` (a folder, or a suite's below ``results``) and what was last run there."""
+    from raybench.objects import place
     from raybench.plan import restore
     from raybench.store import SNAPSHOT, Store, read_snapshot
     from raybench.suite import find_suite, load
 
-    folder = Path(name)
+    folder = place(name)
     if not folder.is_dir():
-        folder = results / (name if (results / name).is_dir() else load(find_suite(name)).name)
+        root = place(results)
+        folder = root / (name if (root / name).is_dir() else load(find_suite(name)).name)
     choice = restore(read_snapshot(folder), str(folder / SNAPSHOT))
     return Store(folder.parent, choice.suite), choice
 
@@ -232,7 +241,7 @@ def run(
     only: tuple[str, ...],
     limit: int | None,
     smoke: bool,
-    results: Path,
+    results: str | Path,
     data_dir: Path,
     address: str,
     storage: str | None,
@@ -248,8 +257,11 @@ def run(
     SUITE is a file, or the name of a suite that ships with raybench ([bold]raybench list suites[/bold]). Trials that
     have a finished row are not run again: after an interruption, or with a budget spent, the same command goes on.
     """
+    from raybench.objects import StoreError, place
+
     seconds = None if budget is None else _seconds(budget)  # before anything heavy: a typo is said at once
     choice = _load(suite, sets, only, limit, smoke)
+    root = place(results)
     from raybench.plan import snapshot
     from raybench.run import Options, run_missing
     from raybench.store import Store
@@ -262,7 +274,7 @@ def run(
         checkpoints = Checkpoints(storage, checkpoint_every)
         checkpoints.check()
     console = _console()
-    store = Store(results, choice.suite)
+    store = Store(root, choice.suite)
     store.open(snapshot(choice))
     try:
         options = Options(
@@ -279,6 +291,8 @@ def run(
         trials = choice.trials(store.ended(failed=True))
     except OSError as error:
         raise UserError(f"{store.folder}: {error.strerror or error}: rows stored so far are whole; run again") from None
+    except StoreError as error:
+        raise UserError(f"{error}: rows stored so far are whole; run again") from None
     finally:
         store.close()
     _show(make_table(rows, choice.suite, trials), format)
@@ -318,7 +332,7 @@ def plan(
     only: tuple[str, ...],
     limit: int | None,
     smoke: bool,
-    results: Path,
+    results: str | Path,
     as_json: bool,
     changes: bool,
     measure: bool,
@@ -332,11 +346,12 @@ def plan(
     all: early stopping and pruning make it less, trials that share a device or its memory slow each other down.
     """
     from raybench import plan as planning
+    from raybench.objects import place
     from raybench.stats import smallest_difference
     from raybench.store import Store
 
     choice = _load(suite, sets, only, limit, smoke)
-    loaded, store = choice.suite, Store(results, choice.suite)
+    loaded, store = choice.suite, Store(place(results), choice.suite)
     done, damaged = store.done()
     trials = choice.trials(store.ended())
     console = _console()
@@ -474,7 +489,7 @@ def validate(suites: tuple[str, ...], sets: tuple[str, ...]) -> int:
 @click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: _suite_names())
 @results_option
 @click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
-def summarize(suite: str, results: Path, format: str) -> None:
+def summarize(suite: str, results: str | Path, format: str) -> None:
     """Print the table of what a suite's last run stored: n, mean, std, min, max and epochs per cell.
 
     Give a suite (its folder below --results is read) or a folder of results. Neither torch nor Ray is needed.
@@ -492,19 +507,20 @@ def summarize(suite: str, results: Path, format: str) -> None:
 @click.argument("suite", metavar="SUITE", shell_complete=lambda *_: _suite_names())
 @results_option
 @click.option("--test-size", type=click.IntRange(min=1), metavar="N", help="Number of test images of the publication.")
-def check(suite: str, results: Path, test_size: int | None) -> int:
+def check(suite: str, results: str | Path, test_size: int | None) -> int:
     """Name published and measured rows that cannot be: an impossible std, a mean outside, accuracies that never vary.
 
     The suite's `reference` rows are checked by arithmetic alone, and what is stored of its last run, if anything.
     Exit status 1 if anything was found.
     """
     from raybench.check import check_suite, check_trials
+    from raybench.objects import place
     from raybench.suite import find_suite, load
 
     loaded = load(find_suite(suite))
     print(f"{loaded.name}: {len(loaded.reference)} published rows")
     findings = check_suite(loaded, test_size)
-    if (results / loaded.name).is_dir():
+    if (place(results) / loaded.name).is_dir():
         store, choice = _stored(suite, results)
         trials = choice.trials(store.ended(failed=True))
         rows, damaged = store.read()
@@ -521,7 +537,7 @@ def check(suite: str, results: Path, test_size: int | None) -> int:
 @app.command()
 @click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: _suite_names())
 @results_option
-def compact(suite: str, results: Path) -> None:
+def compact(suite: str, results: str | Path) -> None:
     """Merge the files of finished trials, as a run does by itself every 250 trials. No row is changed."""
     store, _ = _stored(suite, results)
     from raybench.store import read_snapshot

@@ -1,7 +1,8 @@
 """The results folder: Parquet files in ``trials/``, ``epochs/`` and ``predictions/``, one per trial in each.
 
-One process writes, the driver, and holds a lock while it does. A file appears whole or not at all: it is written beside
-its place and renamed, and a trial's row in ``trials/`` comes last, so that a trial which has a row has everything.
+One process writes, the driver, and holds a lock while it does. A file appears whole or not at all: on a disk it is
+written beside its place and renamed, in object storage that is how writing works. A trial's row in ``trials/`` comes
+last, so that a trial which has a row has everything.
 Every `COMPACT_AT` trials, the files of those that are done are merged into one, which names them in its footer.
 """
 
@@ -9,13 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import filelock
 import numpy as np
@@ -26,6 +30,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from raybench.errors import UserError
+from raybench.objects import Claim, Folder, Objects, StoreError
 from raybench.prune import Decision
 from raybench.records import DONE, OWN_COLUMN, SCHEMA_VERSION, EpochRow, Outcome, Predictions, Stage, TrialRow
 from raybench.search import Ended
@@ -38,6 +43,12 @@ COMPACT_AT = 250
 """Files of single trials before they are merged: opening 10,000 small files takes half a minute."""
 MERGED = "merged-"
 """How the names of merged files begin; the others are called by their trial's id."""
+PATIENCE = (1, 2, 4, 8, 16)
+"""Seconds that a run waits before it asks object storage which has gone away once more, and then gives up."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
@@ -84,15 +95,39 @@ def axis_types(suite: Suite) -> dict[str, pa.DataType]:
     return types
 
 
+def _patient(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
+    """Let a method of an open store, which may be done twice, outlast object storage that is away for a moment."""
+
+    @functools.wraps(method)
+    def tried(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        patience = store._patience
+        for wait in patience:
+            try:
+                return method(store, *args, **kwargs)
+            except StoreError:
+                if not store._patience:  # a method that this one calls has waited
+                    raise
+                time.sleep(wait)
+        store._patience = ()  # once is enough: if this fails too, what follows is the end of the run
+        result = method(store, *args, **kwargs)
+        store._patience = patience
+        return result
+
+    return tried
+
+
 class Store:
     """The results of one suite, below ``root``."""
 
-    def __init__(self, root: Path, suite: Suite) -> None:
-        self.folder = root / suite.name
+    def __init__(self, root: Folder, suite: Suite) -> None:
+        self.folder: Folder = root / suite.name
         self._axes = axis_types(suite)
         trials = pa.schema([*TRIALS, *self._axes.items()], metadata=TRIALS.metadata)
         self._schemas: dict[Kind, pa.Schema] = {"trials": trials, "epochs": EPOCHS, "predictions": PREDICTIONS}
-        self._lock = filelock.FileLock(self.folder / ".lock")
+        self._lock = (
+            Claim(self.folder) if isinstance(self.folder, Objects) else filelock.FileLock(self.folder / ".lock", 0)
+        )
+        self._patience: tuple[int, ...] = ()
         self._merged: set[str] = set()
         """Trials whose rows lie in merged files, as far as this process knows."""
         self._written = 0
@@ -108,9 +143,10 @@ class Store:
         try:
             for kind in get_args(Kind):
                 (self.folder / kind).mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-            for left in self.folder.rglob(".*.tmp"):  # of a driver that was killed while it wrote
-                left.unlink()
+            self._lock.acquire()
+            if isinstance(self.folder, Path):
+                for left in self.folder.rglob(".*.tmp"):  # of a driver that was killed while it wrote
+                    left.unlink()
             for kind in get_args(Kind):  # or while it removed what it had merged
                 merged = _merged_ids(self.folder / kind)
                 for path in _singles(self.folder / kind):
@@ -118,6 +154,10 @@ class Store:
                         path.unlink()
             self._merged = _merged_ids(self.folder / "trials")
             _replace(self.folder / SNAPSHOT, json.dumps(snapshot, indent=1, default=str).encode())
+            self._patience = PATIENCE
+        except UserError:
+            self.close()
+            raise
         except filelock.Timeout:
             raise UserError(
                 f"{self.folder}: another raybench run is writing here: wait for it, stop it, or choose another"
@@ -130,14 +170,19 @@ class Store:
             ) from None
 
     def close(self) -> None:
+        self._patience = ()
         self._lock.release()
 
+    @_patient
     def write(self, outcome: Outcome) -> None:
         """Store a trial: its predictions and epochs first, its row last. What an earlier attempt stored is replaced.
 
         Raises:
             OSError: if the disk is full or gone; what was stored before is intact.
+            UserError: if object storage stays away, or another driver took over; so it is then.
         """
+        if isinstance(self._lock, Claim):
+            self._lock.check()
         if outcome.row.trial_id in self._merged:
             self._take_out(outcome.row.trial_id)
         values = dataclasses.asdict(outcome.row)
@@ -159,6 +204,7 @@ class Store:
         if self._written % COMPACT_AT == 0:
             self.compact()
 
+    @_patient
     def set_stages(self, stages: Mapping[str, Stage]) -> None:
         """Make the stored rows say which stage their trials belong to: a search's winner comes to confirm itself."""
         rows, _ = self.read("trials", ["trial_id", "stage"])
@@ -168,7 +214,7 @@ class Store:
         files = [path for path in _singles(folder) if path.stem in wrong]
         files += [path for path in _merged(folder) if wrong & _ids_in(path)]
         for path in files:
-            table = pq.ParquetFile(path).read()
+            table = _content(path)
             now = [
                 stages.get(id_, was)
                 for id_, was in zip(*(table[c].to_pylist() for c in ("trial_id", "stage")), strict=True)
@@ -176,11 +222,13 @@ class Store:
             at = table.schema.get_field_index("stage")
             _replace(path, _parquet(table.set_column(at, "stage", pa.array(now, pa.string()))))
 
+    @_patient
     def write_decisions(self, decisions: Sequence[Decision]) -> None:
         """Keep what was decided at the rungs of a search, in place of what was kept before."""
         table = pa.Table.from_pylist([dataclasses.asdict(decision) for decision in decisions], DECISIONS)
         _replace(self.folder / PRUNING, _parquet(table))
 
+    @_patient
     def compact(self) -> int:
         """Merge the files of the trials that are done; return how many trials were. What can be read stays the same.
 
@@ -200,19 +248,17 @@ class Store:
         for kind in ("trials", "epochs", "predictions"):
             for path in _merged(self.folder / kind):
                 if trial_id in (ids := _ids_in(path)):
-                    table = pq.ParquetFile(path).read()
+                    table = _content(path)
                     left = " ".join(sorted(ids - {trial_id})).encode()
                     rest = table.filter(pc.not_equal(table["trial_id"], trial_id))
                     _replace(path, _parquet(rest.replace_schema_metadata({**TRIALS.metadata, b"trials": left})))
         self._merged.discard(trial_id)
 
-    def _merge(self, files: Sequence[Path]) -> None:
+    def _merge(self, files: Sequence[Folder]) -> None:
         """Bring the rows of ``files`` into one file for each schema among them: a suite's axes may have changed."""
-        by_schema: dict[pa.Schema, list[tuple[Path, pa.Table]]] = {}
-        for path in files:
-            with contextlib.suppress(FileNotFoundError, pa.ArrowException):  # not kept, or damaged: reported when read
-                # ParquetFile keeps every column, also those of axes that the suite no longer has.
-                table = pq.ParquetFile(path).read().replace_schema_metadata()
+        by_schema: dict[pa.Schema, list[tuple[Folder, pa.Table]]] = {}
+        for path, table in zip(files, _each(_content_if_whole, files), strict=True):
+            if table is not None:
                 by_schema.setdefault(table.schema, []).append((path, table))
         for members in by_schema.values():
             ids = " ".join(path.stem for path, _ in members).encode()
@@ -220,11 +266,11 @@ class Store:
             name = f"{MERGED}{hashlib.sha256(ids).hexdigest()[:16]}.parquet"
             metadata = {**TRIALS.metadata, b"trials": ids}
             _replace(members[0][0].with_name(name), _parquet(table.replace_schema_metadata(metadata)))
-            for path, _ in members:
-                path.unlink()
+            _each(_unlink, [path for path, _ in members])
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    @_patient
     def read(self, kind: Kind = "trials", columns: Sequence[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Return all rows of one kind, and a line for each file that cannot be read: its trial counts as not run."""
         table, damaged = read_folder(self.folder / kind, self._schemas[kind], columns)
@@ -273,7 +319,7 @@ def _row(kind: type, values: Mapping[Any, Any]) -> Any:
     return kind(**{name: int(v) if name in whole and v is not None else v for name, v in given.items()})
 
 
-def read_folder(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
+def read_folder(folder: Folder, schema: pa.Schema, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
     """Read every Parquet file of ``folder`` into one table, and return a line for each that is not readable.
 
     A column that a file lacks, because raybench or the suite got it later, is null there.
@@ -284,63 +330,98 @@ def read_folder(folder: Path, schema: pa.Schema, columns: Sequence[str] | None =
         merged = _merged_ids(folder)
         files = [*_merged(folder), *(path for path in singles if path.stem not in merged)]
         table, damaged = read_files(files, schema, columns)
-        if all(path.exists() for path in files):
+        if {*files} <= {*_singles(folder), *_merged(folder)}:
             return table, damaged
 
 
 def read_files(
-    files: Sequence[Path], schema: pa.Schema, columns: Sequence[str] | None = None
+    files: Sequence[Folder], schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> tuple[pa.Table, list[str]]:
     """Read ``files`` as `read_folder` does."""
     columns = columns or schema.names
     try:
-        return _read(files, schema, columns), []
+        return _read(_dataset(files, schema), columns), []
     except (pa.ArrowException, OSError):  # find out which
         tables, damaged = [schema.empty_table().select(columns)], []
         for file in files:
             try:
-                tables.append(_read([file], schema, columns))
+                # Storage that is away raises here. What fails after that is the file, which is not to be confused: its
+                # trial would be trained again.
+                part = ds.ParquetFileFormat().make_fragment(pa.BufferReader(file.read_bytes()))
+                tables.append(_read(ds.FileSystemDataset([part], schema, part.format), columns))
             except (pa.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0].rpartition(f"{file}': ")[2]
+                reason = str(error).splitlines()[0].rpartition("<Buffer>': ")[2]
                 damaged.append(f"{file}: not a readable result ({reason}); its trial is not counted")
         return pa.concat_tables(tables), damaged
 
 
-def _singles(folder: Path) -> list[Path]:
+def _singles(folder: Folder) -> list[Folder]:
     return sorted(path for path in folder.glob("[!._]*.parquet") if not path.name.startswith(MERGED))
 
 
-def _merged(folder: Path) -> list[Path]:
+def _merged(folder: Folder) -> list[Folder]:
     return sorted(folder.glob(f"{MERGED}*.parquet"))
 
 
-def _merged_ids(folder: Path) -> set[str]:
+def _merged_ids(folder: Folder) -> set[str]:
     """Return the trials whose rows lie in merged files; a damaged one says nothing here, and is reported when read."""
-    return set().union(*(_ids_in(path) for path in _merged(folder)))
+    return set().union(*_each(_ids_in, _merged(folder)))
 
 
-def _ids_in(merged: Path) -> set[str]:
-    with contextlib.suppress(pa.ArrowException, OSError):
-        return set((pq.read_schema(merged).metadata or {}).get(b"trials", b"").decode().split())
-    return set()
+def _ids_in(merged: Folder) -> set[str]:
+    try:
+        schema = _dataset([merged], None).schema
+    except (pa.ArrowException, OSError):
+        try:  # storage that is away raises here, see `read_files`
+            schema = pq.read_schema(pa.BufferReader(merged.read_bytes()))
+        except (pa.ArrowException, OSError):
+            return set()
+    return set((schema.metadata or {}).get(b"trials", b"").decode().split())
 
 
-def _read(files: Sequence[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    needed = [*dict.fromkeys(["trial_id", *columns])]
-    table = ds.dataset([str(file) for file in files], schema=schema, format="parquet").to_table(needed)
+def _content(path: Folder) -> pa.Table:
+    """Return every column of a file, also those of axes that the suite no longer has."""
+    return pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
+
+
+def _content_if_whole(path: Folder) -> pa.Table | None:
+    with contextlib.suppress(FileNotFoundError, pa.ArrowException):  # not kept, or damaged: reported when read
+        return _content(path).replace_schema_metadata()
+    return None
+
+
+def _unlink(path: Folder) -> None:
+    path.unlink()
+
+
+def _each(do: Callable[[T], U], items: Iterable[T]) -> list[U]:
+    """Do something with every item, 16 at a time: object storage takes its time, but answers many at once."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(do, items))
+
+
+def _dataset(files: Sequence[Folder], schema: pa.Schema | None) -> ds.Dataset:
+    """Return the content of ``files``, which lie all on a disk or all in the same storage; by default as they are."""
+    remote = [file for file in files if isinstance(file, Objects)]
+    names = [file.path for file in remote] or [str(file) for file in files]
+    return ds.dataset(names, schema=schema, format="parquet", filesystem=remote[0].system if remote else None)
+
+
+def _read(content: ds.Dataset, columns: Sequence[str]) -> pa.Table:
+    table = content.to_table([*dict.fromkeys(["trial_id", *columns])])
     if table["trial_id"].null_count:
         raise pa.ArrowInvalid("no trial_id in it")
     return table.select(columns)
 
 
-def read_snapshot(folder: Path) -> dict[str, Any]:
+def read_snapshot(folder: Folder) -> dict[str, Any]:
     """Return the suite as it was last run into ``folder``.
 
     Raises:
         UserError: if the folder holds no results.
     """
     try:
-        return json.loads((folder / SNAPSHOT).read_text(encoding="utf-8"))
+        return json.loads((folder / SNAPSHOT).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{folder}: no results here: run the suite first, or name its folder with --results") from None
     except (OSError, ValueError) as error:
@@ -361,8 +442,11 @@ def _parquet(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def _replace(path: Path, content: bytes | pa.Buffer) -> None:
+def _replace(path: Folder, content: bytes | pa.Buffer) -> None:
     """Write ``content`` to ``path`` in one step: readers see the old file or the new one, even after a power cut."""
+    if isinstance(path, Objects):
+        path.write_bytes(content)
+        return
     beside = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         with open(beside, "wb") as file:

@@ -1,13 +1,16 @@
-"""What several test files share: a cache of their own, suites from text, and a small made-up dataset."""
+"""What several test files share: a cache of their own, suites from text, a small made-up dataset, object storage."""
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import fs
 
 from raybench import plan
 from raybench import suite as suites
@@ -96,3 +99,55 @@ def add_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
         monkeypatch.setitem(MODELS._entries, name, builder)
 
     return add
+
+
+class Storage:
+    """S3 on this machine, by moto, which keeps what it stores while it is switched off."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.on()
+
+    def on(self) -> None:
+        server = pytest.importorskip("moto.server", reason="no S3: pip install 'moto[server]', or raybench[dev]")
+        self._server = server.ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+        self.port = self._server.get_host_and_port()[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+
+    def off(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="session")
+def running_storage() -> Iterator[Storage]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    storage = Storage()
+    yield storage
+    storage.off()
+
+
+@pytest.fixture
+def storage(running_storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """Let raybench find the storage, and nothing else, through the environment."""
+    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "AWS_ENDPOINT_URL": running_storage.endpoint,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return running_storage
+
+
+@pytest.fixture
+def bucket(storage: Storage) -> str:
+    """Return the URI of an empty bucket."""
+    name = f"tests-{uuid.uuid4().hex[:8]}"
+    fs.FileSystem.from_uri(f"s3://{name}?allow_bucket_creation=true")[0].create_dir(name)
+    return f"s3://{name}"

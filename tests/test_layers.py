@@ -69,7 +69,7 @@ LAYERS = {
         ),
     ),
     "results": Layer(
-        ("store", "summarize", "stats", "check"),
+        ("objects", "store", "summarize", "stats", "check"),
         ("light",),
         frozenset({"numpy", "pandas", "pyarrow", "scipy", "filelock", "rich"}),
     ),

@@ -22,6 +22,7 @@ import pytest
 
 from raybench import store as stores
 from raybench.errors import UserError
+from raybench.objects import place
 from raybench.plan import Trial
 from raybench.prune import Decision
 from raybench.records import SCHEMA_VERSION, EpochRow, Outcome, Predictions, TrialRow
@@ -106,11 +107,16 @@ def suite(load_suite: LoadSuite) -> Suite:
 
 
 @pytest.fixture
-def store(suite: Suite, tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "results", suite)
+def store(request: pytest.FixtureRequest, suite: Suite, tmp_path: Path) -> Iterator[Store]:
+    remote = getattr(request, "param", "disk") == "s3"
+    root = place(f"{request.getfixturevalue('bucket')}/results") if remote else tmp_path / "results"
+    made = Store(root, suite)
     made.open({"document": {}})
     yield made
     made.close()
+
+
+everywhere = pytest.mark.parametrize("store", ["disk", "s3"], indirect=True)
 
 
 def files(store: Store) -> list[str]:
@@ -125,6 +131,7 @@ def value_for(name: str, kind: pa.DataType) -> Any:
     return {"string": f"ä {name}\n'", "int64": 2**40, "double": 0.1, "bool": True}[str(kind)]
 
 
+@everywhere
 def test_every_column_comes_back(store: Store) -> None:
     full_columns = {field.name: value_for(field.name, field.type) for field in TRIALS if field.name != "trial_id"}
     everything = TrialRow(**{**full_columns, "trial_id": "all", "status": "completed", "axes": AXES_OF_A_TRIAL})
@@ -154,6 +161,7 @@ def test_every_column_comes_back(store: Store) -> None:
     assert pd.isna(rows["test_accuracy"][1]) and rows["epochs"].tolist() == [2**40, 0]
 
 
+@everywhere
 def test_epochs_come_back(store: Store) -> None:
     store.write(full("b"))
     store.write(full("a"))
@@ -164,6 +172,7 @@ def test_epochs_come_back(store: Store) -> None:
     assert found == expected
 
 
+@everywhere
 def test_predictions_come_back(store: Store) -> None:
     store.write(full("a"))
     store.write(Outcome(row=row("b"), predictions=predictions(2, classes=5)))  # of a dataset with other classes
@@ -187,6 +196,7 @@ def test_logits_that_are_a_view_of_other_numbers(store: Store) -> None:
     assert np.array_equal(np.stack(list(store.read("predictions")[0]["logits"])), wide[:, ::2])
 
 
+@everywhere
 def test_some_columns(store: Store) -> None:
     store.write(full())
     rows, _ = store.read("trials", ["status", "variant"])
@@ -326,6 +336,7 @@ def test_an_axis_that_came_later_is_empty_before(load_suite: LoadSuite, tmp_path
 # What counts as done
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("status", "counts"), [("completed", True), ("stopped_early", True), ("pruned", True), ("failed", False)]
 )
@@ -334,6 +345,7 @@ def test_what_is_not_run_again(status: str, counts: bool, store: Store) -> None:
     assert store.done() == ({"t0": status} if counts else {}, [])
 
 
+@everywhere
 def test_a_failed_row_gives_way_to_a_finished_one(store: Store) -> None:
     store.write(Outcome(row=row(status="failed", error="E: no", test_accuracy=None), epochs=epochs(count=3)))
     assert store.done() == ({}, [])
@@ -373,6 +385,7 @@ def holed(store: Store) -> Store:
     return store
 
 
+@everywhere
 def test_a_torn_file_is_reported_and_not_counted(holed: Store) -> None:
     whole = (holed.folder / "trials" / "bad.parquet").read_bytes()
     for length in (8, 12, 100, len(whole) // 2, len(whole) - 8, len(whole) - 1):
@@ -409,9 +422,11 @@ def test_a_folder_in_the_way(holed: Store) -> None:
     assert done == {"good": "completed", "other": "completed"} and line.startswith(f"{path}: not a readable result (")
 
 
+@everywhere
 def test_all_files_damaged(holed: Store) -> None:
-    for path in holed.folder.glob("*/*.parquet"):
-        path.write_bytes(b"")
+    for kind in get_args(Kind):
+        for path in (holed.folder / kind).glob("*.parquet"):
+            path.write_bytes(b"")
     for kind, columns in (("trials", [*TRIALS.names, *AXES_OF_A_TRIAL]), ("epochs", EPOCHS.names)):
         rows, damaged = holed.read(kind)
         assert len(rows) == 0 and list(rows.columns) == columns and len(damaged) == 3
@@ -659,12 +674,13 @@ def everything(store: Store) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+@everywhere
 def test_merging_changes_no_row_and_bounds_the_files(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raybench.store.COMPACT_AT", 4)
     for number in range(11):
         store.write(full(f"t{number:02}", status="failed" if number in (1, 6) else "completed"))
     # After 4 trials and after 8 what was done was merged; the two failures and the last three keep their own files.
-    names = sorted(path.name for path in (store.folder / "trials").iterdir())
+    names = sorted(path.name for path in (store.folder / "trials").glob("*"))
     assert [name for name in names if not name.startswith("merged-")] == [
         *("t01.parquet", "t06.parquet", "t08.parquet", "t09.parquet", "t10.parquet")
     ]
@@ -681,21 +697,23 @@ def test_merging_changes_no_row_and_bounds_the_files(store: Store, monkeypatch: 
     assert len(store.done()[0]) == 10 and len(everything(store)["epochs"]) == 22
 
 
+@everywhere
 def test_a_driver_killed_while_it_merged_doubles_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         store.write(full(f"t{number}"))
     before = everything(store)
-    kept = {path: path.read_bytes() for path in store.folder.rglob("t?.parquet")}
+    kept = {path: path.read_bytes() for kind in get_args(Kind) for path in (store.folder / kind).glob("t?.parquet")}
     store.compact()
     for path, content in list(kept.items())[::2]:  # as if half of them had not been removed yet
         path.write_bytes(content)
     assert everything(store) == before
     store.close()
     store.open({"document": {}})
-    assert not list(store.folder.rglob("t?.parquet"))
+    assert not [path for kind in get_args(Kind) for path in (store.folder / kind).glob("t?.parquet")]
     assert everything(store) == before
 
 
+@everywhere
 def test_a_damaged_file_is_not_merged_and_still_reported(store: Store) -> None:
     for number in range(3):
         store.write(full(f"t{number}"))
@@ -707,6 +725,7 @@ def test_a_damaged_file_is_not_merged_and_still_reported(store: Store) -> None:
     assert len(damaged) == 1 and damaged[0].startswith(f"{torn}: not a readable result (")
 
 
+@everywhere
 def test_a_damaged_merged_file_is_reported(store: Store) -> None:
     store.write(full("t0"))
     store.compact()
@@ -734,6 +753,7 @@ def test_merging_keeps_columns_of_axes_that_the_suite_no_longer_has(load_suite: 
 # What a search needs
 
 
+@everywhere
 def test_an_outcome_comes_back_as_it_was_written(store: Store) -> None:
     written = full("t0", draw=3, best_epoch=2, parameters=7, git_dirty=False)
     for outcome in (written, full("t1")):
@@ -743,6 +763,7 @@ def test_an_outcome_comes_back_as_it_was_written(store: Store) -> None:
     assert type(back.row.draw) is int and type(back.epochs[0].epoch) is int
 
 
+@everywhere
 def test_a_trial_in_a_merged_file_can_be_written_again(store: Store) -> None:
     for number in range(3):
         store.write(full(f"t{number}"))
@@ -761,6 +782,7 @@ def test_a_trial_in_a_merged_file_can_be_written_again(store: Store) -> None:
     assert len(store.read()[0]) == 3 and store.compact() == 1 and len(store.read()[0]) == 3
 
 
+@everywhere
 @pytest.mark.parametrize("merged", [False, True])
 def test_stages_follow_the_plan(store: Store, merged: bool) -> None:
     for number in range(3):
@@ -777,6 +799,7 @@ def test_stages_follow_the_plan(store: Store, merged: bool) -> None:
     assert all(store.read(name)[0].equals(rows) for name, rows in before.items())
 
 
+@everywhere
 def test_what_ended(store: Store) -> None:
     store.write(full("done", draw=2, val_accuracy=0.5, selection="val_accuracy", lr=0.01))
     store.write(full("listed", selection="val_loss", val_loss=0.25))
