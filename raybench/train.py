@@ -339,8 +339,11 @@ class Feed:
         if self.pixels is not None:
             return self.pixels[at]
         pixels = torch.from_numpy(self.part.gather(at.numpy())[0])
-        # From pinned memory the copy does not hold up this process, and torch keeps the memory until it is done.
-        return pixels if self.device.type == "cpu" else pixels.pin_memory()
+        if self.device.type == "cpu":
+            return pixels
+        with torch.cuda.device(self.device):  # a thread begins with the first GPU
+            # From pinned memory the copy does not hold up this process, and torch keeps the memory until it is done.
+            return pixels.pin_memory()
 
     def _ahead(self, positions: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Gather in a thread, `AHEAD` batches before they are needed."""
