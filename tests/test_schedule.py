@@ -147,7 +147,6 @@ def test_streamed_images_stay_out_of_the_object_store_and_give_the_same_rows(clu
         outcome, other = expected[trial.id], heard.outcomes[trial.id]
         assert_same(replace(outcome, row=replace(outcome.row, settings=other.row.settings)), other)
 
-    shutil.rmtree(tmp_path / "cache")
     shutil.rmtree(tmp_path / "test")
     heard = Heard()
     schedule.run(job, same[:1], heard, cluster)
