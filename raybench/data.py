@@ -95,9 +95,8 @@ def load(settings: DatasetSettings, data_dir: Path, cache_dir: Path | None = Non
     stream = settings.stream
     if stream is None:
         stream = sum(images.pixels.nbytes for images in source.splits.values()) > STREAMED_SHARE * _memory()
-    return (
-        replace(source, stored=Stored(entry, source.fingerprint, settings, data_dir.absolute())) if stream else source
-    )
+    stored = Stored(entry, source.fingerprint, settings, data_dir.absolute())
+    return replace(source, stored=stored) if stream else source
 
 
 @dataclass(frozen=True)
