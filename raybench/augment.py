@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,13 @@ from raybench.settings import AugmentationSpec, Named, augmentation_parts
 
 Statistics = Mapping[str, NDArray[np.float32]]
 """What was learnt from the training images, ready to be cached or sent to other processes."""
+
+
+class TrainingImages(Protocol):
+    """uint8 [N, H, W, C], which may be more than memory holds: a slice is an array."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]: ...
 
 
 class Part(ABC):
@@ -225,8 +232,8 @@ class Preparation(Part):
         """What `fit` learns, as a name that a cache can use; None when there is nothing to learn."""
 
     @abstractmethod
-    def fit(self, images: NDArray[np.uint8]) -> Statistics:
-        """Learn from the training images [N, H, W, C]; asked only of a part that has a key."""
+    def fit(self, images: TrainingImages) -> Statistics:
+        """Learn from the training images, some at a time; asked only of a part that has a key."""
 
     @abstractmethod
     def load(self, statistics: Statistics, device: torch.device | str) -> None:
@@ -250,10 +257,15 @@ class Standardize(Preparation):
     def key(self) -> str | None:
         return None if self.given else "standardize"
 
-    def fit(self, images: NDArray[np.uint8]) -> Statistics:
-        rows = images.reshape(-1, images.shape[3])
-        mean = rows.sum(0, dtype=np.int64) / len(rows)  # sums of whole numbers: no digit is lost
-        variance = np.einsum("nc,nc->c", rows, rows, dtype=np.int64) / len(rows) - mean**2
+    def fit(self, images: TrainingImages) -> Statistics:
+        count, (total, squares) = 0, np.zeros((2, images[:1].shape[3]), np.int64)  # whole numbers: no digit is lost
+        for block in _blocks(images):
+            rows = block.reshape(-1, block.shape[3])
+            count += len(rows)
+            total += rows.sum(0, dtype=np.int64)
+            squares += np.einsum("nc,nc->c", rows, rows, dtype=np.int64)
+        mean = total / count
+        variance = squares / count - mean**2
         std = np.where(variance > 0, np.sqrt(variance), 255)  # a channel of one value is only shifted
         return {"mean": (mean / 255).astype(np.float32), "std": (std / 255).astype(np.float32)}
 
@@ -288,9 +300,9 @@ class ZCA(Preparation):
     def key(self) -> str:
         return f"zca-{self.eps!r}"
 
-    def fit(self, images: NDArray[np.uint8]) -> Statistics:
-        if images[0].size > self.largest:
-            height, width, channels = images.shape[1:]
+    def fit(self, images: TrainingImages) -> Statistics:
+        height, width, channels = images[:1].shape[1:]
+        if height * width * channels > self.largest:
             raise UserError(f"zca is for images of at most 64x64x3 numbers, not {height}x{width}x{channels}")
         mean, covariance = _moments(images)
         with _one_thread():  # with several, the last bits of the result depend on how many
@@ -329,8 +341,8 @@ class Augmentation:
         """What `fit` learns, as a name that a cache can use; None when there is nothing to learn."""
         return self._preparation.key if self._preparation else None
 
-    def fit(self, images: NDArray[np.uint8]) -> Statistics:
-        """Learn from the training images [N, H, W, C]: the same result on any number of threads.
+    def fit(self, images: TrainingImages) -> Statistics:
+        """Learn from the training images: the same result on any number of threads.
 
         For 50,000 images of 32x32x3 zca takes half a minute of two cores. Raise `UserError` for large images.
         """
@@ -444,17 +456,21 @@ def _signed(uniform: Tensor) -> tuple[Tensor, ...]:
     return (2 * uniform - 1)[:, :, None, None].unbind(1)
 
 
-def _moments(images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+def _blocks(images: TrainingImages) -> Iterator[NDArray[np.uint8]]:
+    return (images[start : start + 1024] for start in range(0, len(images), 1024))
+
+
+def _moments(images: TrainingImages) -> tuple[Tensor, Tensor]:
     """Return mean [C] and covariance [D, D] about it of uint8 images [N, H, W, C], scaled to 0..1, in float64.
 
     The sums are of whole numbers from -128 to 127, and over 1024 images their products stay within 2**24, up to which
     float32 is exact: the fast matrix product loses nothing, and the order of summation does not matter.
     """
-    count, channels, size = len(images), images.shape[3], images[0].size
+    count, channels, size = len(images), images[:1].shape[3], images[:1].size
     total = torch.zeros(size, dtype=torch.float64)
     products = torch.zeros(size, size, dtype=torch.float64)
-    for start in range(0, count, 1024):
-        rows = torch.from_numpy(images[start : start + 1024].reshape(-1, size).astype(np.float32)) - 128
+    for block in _blocks(images):
+        rows = torch.from_numpy(block.reshape(-1, size).astype(np.float32)) - 128
         total += rows.sum(0)
         products += rows.T @ rows
     average = total / count

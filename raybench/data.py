@@ -1,6 +1,6 @@
 """A dataset as a trial sees it: found or downloaded, decoded once, cached, and divided.
 
-    source = load(settings, data_dir)       # every image of the dataset, mapped into memory from the cache
+    source = load(settings, data_dir)       # every image of the dataset, a file of the cache that is mapped into memory
     data = trial_data(source, settings)     # the same arrays and the rows that one trial uses: no image is copied
     pixels, labels = data.train().gather(rows)
 
@@ -9,25 +9,40 @@ The user's mistakes raise `DataError`: one line that says what is missing, what 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raybench.datasets import Dataset, Images, Labels, Pixels, Rows, balanced, check_same_size, locked, resized, seeded
+from raybench.datasets import (
+    Dataset,
+    Files,
+    Images,
+    Labels,
+    Pixels,
+    Read,
+    Rows,
+    balanced,
+    check_same_size,
+    locked,
+    seeded,
+)
 from raybench.errors import DataError
 from raybench.registry import DATASETS
 from raybench.settings import DatasetSettings, HeldOut
 
 CACHE_VERSION = 1  # raise it when raybench.datasets decodes the same files to other pixels
+STREAMED_SHARE = 0.1
+"""Images that take more than this share of the memory are streamed, unless the suite says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +55,17 @@ class Source:
     splits: dict[str, Images]
     classes: tuple[str, ...]
     fingerprint: str
+    stored: Stored | None = None
+    """Where the files of a dataset lie that is streamed: they go to other processes by name, and never as images."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
         return self.splits["train"].shape
+
+    def open(self) -> Source:
+        """Return itself: only what was `Stored` must be opened."""
+        return self
 
 
 def load(settings: DatasetSettings, data_dir: Path, cache_dir: Path | None = None, download: bool = True) -> Source:
@@ -57,17 +78,63 @@ def load(settings: DatasetSettings, data_dir: Path, cache_dir: Path | None = Non
     dataset: Dataset = DATASETS.get(settings.name)()
     place, files = _locate(dataset, settings, data_dir, download)
 
-    def decode() -> Source:
-        return _source(settings, *dataset.read(place, settings.image_size))
+    def read() -> Read:
+        return _checked(settings, *dataset.read(place, settings.image_size))
 
     if not files:
-        return decode()
+        if settings.stream:
+            raise DataError(f"dataset.stream: {settings.name} is made in memory, and has no files to be streamed")
+        return _in_memory(settings, *read())
     stats = [(os.path.relpath(file, place), file.stat()) for file in files]
     key = _hash(
         [CACHE_VERSION, dataset.version, settings.name, settings.image_size],
         [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
     )
-    return _cached((cache_dir or cache_folder()) / f"{settings.name}-{key}", decode)
+    entry = (cache_dir or cache_folder()) / f"{settings.name}-{key}"
+    source = _cached(entry, settings, read)
+    stream = settings.stream
+    if stream is None:
+        stream = sum(images.pixels.nbytes for images in source.splits.values()) > STREAMED_SHARE * _memory()
+    stored = Stored(entry, source.fingerprint, settings, data_dir.absolute())
+    return replace(source, stored=stored) if stream else source
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A dataset in the cache, by name: what a process needs to open it, or, on a node that lacks it, to make it."""
+
+    entry: Path
+    fingerprint: str
+    settings: DatasetSettings
+    data_dir: Path
+
+    def open(self) -> Source:
+        """Return the dataset, checked once per process.
+
+        Raises `DataError` where it is not in the cache and cannot be made from the same files as the driver's.
+        """
+        return _opened(self)
+
+
+@functools.cache
+def _opened(stored: Stored) -> Source:
+    source = _open(stored.entry)  # this machine's own, or that of a disk which the nodes share
+    if source is None or source.fingerprint != stored.fingerprint:
+        source = load(stored.settings, stored.data_dir)
+    if source.fingerprint != stored.fingerprint:
+        raise DataError(
+            f"{stored.data_dir} has other {stored.settings.name} images on this node (fingerprint {source.fingerprint})"
+            f" than where the run was started ({stored.fingerprint}): give every node the same files"
+        )
+    return replace(source, stored=stored)
+
+
+def _memory() -> int:
+    """Return the bytes of memory that this machine has, or the container it seems to be."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def cache_folder() -> Path:
@@ -96,22 +163,48 @@ def _locate(dataset: Dataset, settings: DatasetSettings, data_dir: Path, downloa
     return own, dataset.files(own)
 
 
-def _source(settings: DatasetSettings, splits: dict[str, Images], classes: tuple[str, ...]) -> Source:
-    """Check what a dataset's `read` returned, bring it to the size asked for, and make it read-only."""
-    ready: dict[str, Images] = {}
+def _checked(settings: DatasetSettings, splits: dict[str, Images | Files], classes: tuple[str, ...]) -> Read:
+    """Return what a dataset's `read` returned, once all is checked that can be before images are decoded."""
     for split, images in splits.items():
-        pixels, labels = images.pixels, images.labels.astype(np.int64)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.shape != pixels.shape[:1] or not labels.size:
+        labels, pixels = images.labels, images.pixels if isinstance(images, Images) else None
+        if not labels.size or (
+            pixels is not None and (pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.shape != pixels.shape[:1])
+        ):
             raise DataError(f"{split} of {settings.name} must be uint8 [N,H,W,C] with N labels, and N at least 1")
         if not 0 <= labels.min() <= labels.max() < len(classes):
             seen = f"labels from {labels.min()} to {labels.max()}"
             raise DataError(f"{split} of {settings.name} has {seen} for {len(classes)} classes")
-        ready[split] = Images(_read_only(resized(pixels, settings.image_size)), _read_only(labels))
-        check_same_size(next(iter(ready.values())).pixels[0], ready[split].pixels[0])
     for split in ("train", "test"):
-        if split not in ready:
+        if split not in splits:
             raise DataError(f"{settings.name} has no {split} images")
-    return Source(ready, tuple(classes), _fingerprint(ready, classes))
+    return splits, tuple(classes)
+
+
+def _blocks(settings: DatasetSettings, splits: dict[str, Images | Files]) -> Iterator[tuple[str, Iterator[Pixels]]]:
+    """Yield every split and its pixels, block by block, of the size asked for and all of one size."""
+    first: Pixels | None = None
+
+    def checked(split: str, images: Images | Files) -> Iterator[Pixels]:
+        nonlocal first
+        count = 0
+        for block in images.blocks(settings.image_size):
+            first = block[0] if first is None else first
+            check_same_size(first, block[0])
+            count += len(block)
+            yield block
+        if count != len(images.labels):
+            raise DataError(f"{split} of {settings.name} has {count} images for {len(images.labels)} labels")
+
+    for split, images in splits.items():
+        yield split, checked(split, images)
+
+
+def _in_memory(settings: DatasetSettings, splits: dict[str, Images | Files], classes: tuple[str, ...]) -> Source:
+    ready = {}
+    for split, blocks in _blocks(settings, splits):
+        labels = _read_only(splits[split].labels.astype(np.int64))
+        ready[split] = Images(_read_only(np.concatenate(list(blocks))), labels)
+    return Source(ready, classes, _fingerprint(ready, classes))
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -136,46 +229,64 @@ def _hash(*parts: Any) -> str:
     return sha.hexdigest()[:16]
 
 
-def _cached(entry: Path, decode: Callable[[], Source]) -> Source:
+def _cached(entry: Path, settings: DatasetSettings, read: Callable[[], Read]) -> Source:
     """Return what the folder ``entry`` holds, filling it first if it is absent or damaged."""
     if source := _open(entry):
         return source
     with filling(entry.parent):
-        source = _open(entry)  # another process may have filled it while this one waited
-        if source is None:
-            source = decode()
-            _save(entry, source)
-        return source
+        # Another process may have filled it while this one waited.
+        return _open(entry) or _built(entry, settings, *read())
 
 
 def _open(entry: Path) -> Source | None:
     """Map a cached dataset into memory; None where it is absent, or is not what was saved."""
     try:
         about = json.loads((entry / "source.json").read_text(encoding="utf-8"))
-        # asarray: pickle would copy the bytes of an np.memmap, but Ray shares those of a plain array that lies over it.
-        splits = {
-            split: Images(*(np.asarray(np.load(entry / f"{split}-{part}.npy", "r")) for part in ("pixels", "labels")))
-            for split in about["splits"]
-        }
-        source = Source(splits, tuple(about["classes"]), about["fingerprint"])
+        source = _mapped(entry, about["splits"], about["classes"])
         # A tenth of a second for 150 MB, so that nobody trains on pixels that a crash or a full disk cut short.
-        return source if _fingerprint(splits, source.classes) == source.fingerprint else None
+        return source if source.fingerprint == about["fingerprint"] else None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
-def _save(entry: Path, source: Source) -> None:
-    """Write beside, then rename: whoever opens ``entry`` finds all of it or nothing."""
+def _mapped(folder: Path, splits: Iterable[str], classes: Sequence[str]) -> Source:
+    """Map the arrays of ``folder`` into memory and read them once, for their fingerprint."""
+    # asarray: pickle would copy the bytes of an np.memmap, but Ray shares those of a plain array that lies over it.
+    images = {
+        split: Images(*(np.asarray(np.load(folder / f"{split}-{part}.npy", "r")) for part in ("pixels", "labels")))
+        for split in splits
+    }
+    return Source(images, tuple(classes), _fingerprint(images, tuple(classes)))
+
+
+def _built(
+    entry: Path, settings: DatasetSettings, splits: dict[str, Images | Files], classes: tuple[str, ...]
+) -> Source:
+    """Write beside, block by block, then rename: whoever opens ``entry`` finds all of it or nothing."""
     beside = entry.with_name(f"{entry.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
     beside.mkdir()
-    for split, images in source.splits.items():
-        np.save(beside / f"{split}-pixels.npy", images.pixels)
-        np.save(beside / f"{split}-labels.npy", images.labels)
-    about = {"splits": list(source.splits), "classes": source.classes, "fingerprint": source.fingerprint}
+    for split, blocks in _blocks(settings, splits):
+        labels = splits[split].labels.astype(np.int64)
+        np.save(beside / f"{split}-labels.npy", labels)
+        _write(beside / f"{split}-pixels.npy", len(labels), blocks)
+    source = _mapped(beside, splits, classes)
+    about = {"splits": list(splits), "classes": classes, "fingerprint": source.fingerprint}
     (beside / "source.json").write_text(json.dumps(about), encoding="utf-8")
     shutil.rmtree(entry, ignore_errors=True)  # there only if it is damaged
     beside.rename(entry)
+    return source
+
+
+def _write(path: Path, count: int, blocks: Iterator[Pixels]) -> None:
+    """Write ``blocks``, which have ``count`` images together, as the one array that `np.save` would have written."""
+    with open(path, "wb") as file:
+        for number, block in enumerate(blocks):
+            if number == 0:
+                shape = (count, *block.shape[1:])
+                header = {"descr": block.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(block).data)
 
 
 @dataclass(frozen=True)
@@ -242,6 +353,8 @@ class Part:
 
     images: Images
     index: Rows
+    streamed: bool = False
+    """Whether ``images`` are a file, read where they are needed, and not to be held in memory as a whole."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -250,6 +363,10 @@ class Part:
         """Return copies of the pixels [n,H,W,C] and labels [n] of the part's images number ``rows``."""
         index = self.index[rows]
         return self.images.pixels[index], self.images.labels[index]
+
+    def __getitem__(self, rows: slice) -> Pixels:
+        """Return copies of the pixels alone, which is what augmentations are fitted on."""
+        return self.gather(rows)[0]
 
 
 @dataclass(frozen=True)
@@ -260,6 +377,7 @@ class TrialData:
     division: Division
     classes: tuple[str, ...]
     fingerprint: str
+    streamed: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -267,18 +385,20 @@ class TrialData:
         return self.pools["train"].shape
 
     def train(self) -> Part:
-        return Part(self.pools["train"], self.division.train)
+        return self._part("train", self.division.train)
 
     def validation(self) -> Part:
-        split, index = self.division.validation
-        return Part(self.pools[split], index)
+        return self._part(*self.division.validation)
 
     def test(self) -> Part:
-        return Part(self.pools["test"], self.division.test)
+        return self._part("test", self.division.test)
+
+    def _part(self, split: str, index: Rows) -> Part:
+        return Part(self.pools[split], index, self.streamed)
 
 
 def trial_data(source: Source, settings: DatasetSettings) -> TrialData:
     """Divide ``source`` for a trial, without copying an image. Raises `DataError` as `divide` does."""
     division = divide(source, settings)
     pools = {split: source.splits[split] for split in ("train", division.validation[0], "test")}
-    return TrialData(pools, division, source.classes, source.fingerprint)
+    return TrialData(pools, division, source.classes, source.fingerprint, source.stored is not None)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from io import BytesIO
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -24,6 +27,10 @@ Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 
+T = TypeVar("T")
+
+BLOCK = 64
+"""Images that are decoded at a time: handing over every small one by itself would cost as much as decoding it."""
 SPLITS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}  # and how folders call them
 
 
@@ -40,8 +47,29 @@ class Images:
         _, height, width, channels = self.pixels.shape
         return channels, height, width
 
+    def blocks(self, image_size: int | None) -> Iterator[Pixels]:
+        """Yield the pixels some images at a time, brought to ``image_size`` if that is set."""
+        if image_size is None or self.pixels.shape[1:3] == (image_size, image_size):
+            return (self.pixels[start : start + BLOCK] for start in range(0, len(self.pixels), BLOCK))
+        flat = self.pixels[..., 0] if self.pixels.shape[3] == 1 else self.pixels  # Pillow's grey has no channels' axis
+        return _blocks(flat, lambda image: _sized(Image.fromarray(image), image_size))
 
-Decoded = tuple[dict[str, Images], tuple[str, ...]]
+
+@dataclass(frozen=True)
+class Files:
+    """Images that are still encoded: decoded block by block, for all of them may be more than memory holds."""
+
+    encoded: Iterable[tuple[str, Path | BytesIO]]
+    """Every image's file, under the name that a message gives it; gone through once."""
+    labels: Labels
+    mode: str
+    """Pillow's name of what images become: "RGB", or "L" for grey."""
+
+    def blocks(self, image_size: int | None) -> Iterator[Pixels]:
+        return _blocks(self.encoded, lambda named: _decoded(*named, self.mode, image_size))
+
+
+Read = tuple[dict[str, Images | Files], tuple[str, ...]]
 
 
 class Dataset:
@@ -72,10 +100,11 @@ class Dataset:
         """
         raise NotImplementedError
 
-    def read(self, place: Path, image_size: int | None) -> Decoded:
-        """Decode the files to images for "train", "test" and perhaps "valid", and the names of the classes.
+    def read(self, place: Path, image_size: int | None) -> Read:
+        """Return the images of "train", "test" and perhaps "valid", and the names of the classes.
 
         ``image_size`` is for images that differ in size; equal ones may be left as they are, for `load` to resize.
+        `Files`, not decoded yet, need no memory for all images at once.
         """
         raise NotImplementedError
 
@@ -93,7 +122,7 @@ class Digits(Dataset):
     def files(self, place: Path) -> list[Path]:
         return []
 
-    def read(self, place: Path, image_size: int | None) -> Decoded:
+    def read(self, place: Path, image_size: int | None) -> Read:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -109,12 +138,13 @@ class ImageFolder(Dataset):
     def files(self, place: Path) -> list[Path]:
         return [file for classes in self._tree(place).values() for files in classes.values() for file in files]
 
-    def read(self, place: Path, image_size: int | None) -> Decoded:
-        tree, splits = self._tree(place), {}
+    def read(self, place: Path, image_size: int | None) -> Read:
+        tree = self._tree(place)
+        splits: dict[str, Images | Files] = {}
         for split, classes in tree.items():
-            encoded = {str(file): file for files in classes.values() for file in files}
+            named = ((str(file), file) for file in chain.from_iterable(classes.values()))
             labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
-            splits[split] = Images(_decoded(encoded, "RGB", image_size), labels)
+            splits[split] = Files(named, labels, "RGB")
         return splits, tuple(tree["train"])
 
     def _tree(self, place: Path) -> dict[str, dict[str, list[Path]]]:
@@ -155,20 +185,16 @@ class ParquetImages(Dataset):
             return [path for paths in shards.values() for path in paths]
         raise DataError(f"no train*.parquet and test*.parquet in {place}: put them there, or set dataset.folder")
 
-    def read(self, place: Path, image_size: int | None) -> Decoded:
-        splits: dict[str, Images] = {}
+    def read(self, place: Path, image_size: int | None) -> Read:
+        splits: dict[str, Images | Files] = {}
         names: tuple[str, ...] = ()
         for split, paths in self._shards(place).items():
-            encoded: dict[str, BytesIO] = {}
-            labels = []
-            for path in paths:
-                images, numbers, names_here = _parquet(path)
-                encoded |= {f"row {row} of {path}": BytesIO(image or b"") for row, image in enumerate(images)}
-                labels.append(numbers)
-                names = names or names_here
-            if not encoded:
+            shards = [_parquet(path) for path in paths]
+            labels = np.concatenate([shard.labels for shard in shards])
+            if not labels.size:
                 raise DataError(f"no rows in {paths[0]}")
-            splits[split] = Images(_decoded(encoded, self.mode, image_size), np.concatenate(labels))
+            splits[split] = Files(chain.from_iterable(shard.images() for shard in shards), labels, self.mode)
+            names = names or next((shard.names for shard in shards if shard.names), ())
         count = max(int(images.labels.max()) for images in splits.values()) + 1
         return splits, names or self.classes or tuple(str(label) for label in range(count))
 
@@ -181,27 +207,53 @@ class ParquetImages(Dataset):
         return {}
 
 
-def _parquet(path: Path) -> tuple[list[bytes | None], Labels, tuple[str, ...]]:
-    """Return the encoded images of a Parquet file, their labels, and the names of the classes if it tells them."""
+@dataclass(frozen=True)
+class _Shard:
+    """A Parquet file with images: their column is read row group by row group, and only when it is asked for."""
+
+    path: Path
+    image: str
+    labels: Labels
+    names: tuple[str, ...]
+    """Of the classes, if the file tells them."""
+
+    def images(self) -> Iterator[tuple[str, BytesIO]]:
+        with _reading(self.path) as file:
+            row = 0
+            for batch in file.iter_batches(BLOCK, columns=[self.image]):
+                for image in batch[self.image].field("bytes"):
+                    yield f"row {row} of {self.path}", BytesIO(image.as_py() or b"")
+                    row += 1
+
+
+def _parquet(path: Path) -> _Shard:
+    import pyarrow as pa
+
+    try:
+        with _reading(path) as file:
+            schema = file.schema_arrow
+            structs = [field for field in schema if pa.types.is_struct(field.type)]
+            image = next(field.name for field in structs if field.type.get_field_index("bytes") >= 0)
+            label = next(name for name in ("label", "fine_label", "labels") if name in schema.names)
+            labels = file.read(columns=[label])[label].to_numpy().astype(np.int64, casting="safe")
+    except StopIteration:
+        raise DataError(f"{path} needs a struct column with `bytes` (the image) and a column `label`") from None
+    about = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
+    names = about.get("info", {}).get("features", {}).get(label, {}).get("names")
+    return _Shard(path, image, labels, tuple(names or ()))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Open a Parquet file; whatever is wrong with it is a `DataError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        schema = file.schema_arrow
-        structs = [field for field in schema if pa.types.is_struct(field.type)]
-        image = next(field.name for field in structs if field.type.get_field_index("bytes") >= 0)
-        label = next(name for name in ("label", "fine_label", "labels") if name in schema.names)
-        table = file.read(columns=[image, label])
-        labels = table[label].to_numpy().astype(np.int64, casting="safe")
-    except StopIteration:
-        raise DataError(f"{path} needs a struct column with `bytes` (the image) and a column `label`") from None
+        with pq.ParquetFile(path) as file:
+            yield file
     except (pa.ArrowException, OSError, TypeError) as error:
         raise DataError(f"{path} does not read as Parquet with images and whole numbers as labels") from error
-    images = [row for chunk in table[image].chunks for row in chunk.field("bytes").to_pylist()]
-    about = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
-    names = about.get("info", {}).get("features", {}).get(label, {}).get("names")
-    return images, labels, tuple(names or ())
 
 
 class Torchvision(ParquetImages):
@@ -224,7 +276,7 @@ class Torchvision(ParquetImages):
                 raise DataError(f"no {file} (nor train*.parquet and test*.parquet in {place}): {self._by_hand(place)}")
         return files
 
-    def read(self, place: Path, image_size: int | None) -> Decoded:
+    def read(self, place: Path, image_size: int | None) -> Read:
         if self._shards(place):
             splits, names = super().read(place, image_size)
             if len(names) != len(self.classes):
@@ -301,7 +353,7 @@ class CINIC10(ParquetImages):
                 raise DataError(f"no {place / split} ({parquet}): {self._by_hand(place)}")
         return ImageFolder().files(place)
 
-    def read(self, place: Path, image_size: int | None) -> Decoded:
+    def read(self, place: Path, image_size: int | None) -> Read:
         read = super().read if self._shards(place) else ImageFolder().read
         splits, names = read(place, image_size)
         counts = {split: len(splits[split].labels) if split in splits else 0 for split in SPLITS}
@@ -352,28 +404,16 @@ class FashionMNIST(MNIST):
     folder = "FashionMNIST/raw"
 
 
-def _decoded(encoded: Mapping[str, Path | BytesIO], mode: str, image_size: int | None) -> Pixels:
-    """Decode image files, each under the name that a message gives it, into one array."""
-    names, files = list(encoded), list(encoded.values())
-
-    def decode(row: int) -> Pixels:
-        try:
-            with Image.open(files[row]) as image:
-                image.load()
-        except Exception as error:  # Pillow lets out whatever its decoders raise: OSError, SyntaxError, struct.error
-            raise DataError(f"{names[row]} is not a readable image ({type(error).__name__})") from error
-        if image.mode[0] in "IF":  # Pillow would clip nearly every pixel to white
-            raise DataError(f"{names[row]} has more than 8 bits per channel: convert it to 8")
-        return _sized(image.convert(mode), image_size)
-
-    return _stacked(len(files), decode)
-
-
-def resized(pixels: Pixels, image_size: int | None) -> Pixels:
-    if image_size is None or pixels.shape[1:3] == (image_size, image_size):
-        return pixels
-    flat = pixels[..., 0] if pixels.shape[3] == 1 else pixels  # Pillow's grey images have no axis of channels
-    return _stacked(len(flat), lambda row: _sized(Image.fromarray(flat[row]), image_size))
+def _decoded(name: str, file: Path | BytesIO, mode: str, image_size: int | None) -> Pixels:
+    """Decode an image file; ``name`` is what a message calls it."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except Exception as error:  # Pillow lets out whatever its decoders raise: OSError, SyntaxError, struct.error
+        raise DataError(f"{name} is not a readable image ({type(error).__name__})") from error
+    if image.mode[0] in "IF":  # Pillow would clip nearly every pixel to white
+        raise DataError(f"{name} has more than 8 bits per channel: convert it to 8")
+    return _sized(image.convert(mode), image_size)
 
 
 def _sized(image: Image.Image, image_size: int | None) -> Pixels:
@@ -383,23 +423,23 @@ def _sized(image: Image.Image, image_size: int | None) -> Pixels:
     return np.asarray(image).reshape(image.height, image.width, -1)
 
 
-def _stacked(count: int, decode: Callable[[int], Pixels]) -> Pixels:
-    """Return ``decode(row)`` of every row as one array, worked out in threads (Pillow lets go of Python's lock)."""
-    first = decode(0)
-    pixels = np.empty((count, *first.shape), np.uint8)
-    pixels[0] = first
+def _blocks(items: Iterable[T], pixels_of: Callable[[T], Pixels]) -> Iterator[Pixels]:
+    """Yield blocks of images in their order, worked out in threads (Pillow lets go of Python's lock), few ahead."""
 
-    def fill(start: int) -> None:
-        for row in range(start, min(start + block, count)):
-            image = decode(row)
-            check_same_size(first, image)
-            pixels[row] = image
+    def block(some: list[T]) -> Pixels:
+        images = [pixels_of(item) for item in some]
+        for image in images:
+            check_same_size(images[0], image)
+        return np.stack(images)
 
-    block = 100  # handing over every small image by itself would cost as much as decoding it
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(fill, range(1, count, block)):
-            pass
-    return pixels
+    coming, ahead, threads = iter(items), deque[Future[Pixels]](), os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(coming, BLOCK)):
+            ahead.append(pool.submit(block, some))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def check_same_size(one: Pixels, other: Pixels) -> None:

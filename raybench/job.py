@@ -18,13 +18,13 @@ from torch import nn
 from raybench import augment, backbones, models
 from raybench.checkpoint import Checkpoints
 from raybench.data import Source, TrialData, load, trial_data
-from raybench.errors import SuiteError, UserError
+from raybench.errors import DataError, SuiteError, UserError
 from raybench.plan import Trial
 from raybench.records import Outcome, TrialRow
 from raybench.settings import DatasetSettings, TrialSettings
 from raybench.suite import Suite
 from raybench.train import Report, Statistics, World, choose_trained
-from raybench.trial import fit_augmentation, run_trial
+from raybench.trial import failed, fit_augmentation, planned_row, run_trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Job:
     trials: dict[str, Trial]
     """By id."""
     sources: Mapping[str, Source]
-    """By `source_key`."""
+    """By `source_key`; in other processes, a `Stored` stands for one that is streamed."""
     statistics: Mapping[str, Statistics]
     """By `statistics_key`: what augmentations fitted on training images."""
     provenance: dict[str, Any]
@@ -54,9 +54,13 @@ class Job:
     ) -> Outcome:
         """Train one trial in this process (see `raybench.trial.run_trial`)."""
         settings = trial.typed()
+        try:
+            source = self.sources[source_key(settings)].open()
+        except DataError as error:  # streamed, on a node that has not got the images
+            return Outcome(row=failed(planned_row(trial), error))
         return run_trial(
             trial,
-            divided(self.sources[source_key(settings)], settings.dataset),
+            divided(source, settings.dataset),
             device=device,
             world=world or World(),
             begun=begun,

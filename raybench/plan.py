@@ -71,8 +71,8 @@ def identity(settings: Mapping[str, Any], seed: int) -> str:
     """Return the trial's id: a hash of all that can change its result, and of nothing else.
 
     Threads and workers per trial are in it (another order of additions, other shards); paths, addresses, GPU shares,
-    labels and the size of the cluster are not. Settings at their default are left out, so that a setting which is
-    added to raybench later changes no id.
+    streaming, labels and the size of the cluster are not. Settings at their default are left out, so that a setting
+    which is added to raybench later changes no id.
     """
     return _seeded(_content(TrialSettings.model_validate(settings)), seed)
 
@@ -80,6 +80,7 @@ def identity(settings: Mapping[str, Any], seed: int) -> str:
 def _content(settings: TrialSettings) -> str:
     content = settings.model_dump(exclude_defaults=True)
     content["resources"] = {"cpus": settings.resources.cpus, "workers": settings.resources.workers}
+    content["dataset"].pop("stream", None)
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 

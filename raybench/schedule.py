@@ -208,7 +208,7 @@ def run(
                 job,
                 provenance={**job.provenance, "ray_version": ray.__version__},
                 trials={},
-                sources=Fetched({key: ray.put(source) for key, source in job.sources.items()}),
+                sources=Fetched({key: ray.put(source.stored or source) for key, source in job.sources.items()}),
                 statistics=Fetched({key: ray.put(fitted) for key, fitted in job.statistics.items()}),
             ),
             trials=ray.put({trial.id: trial for trial in todo}),

@@ -100,6 +100,11 @@ class DatasetSettings(Section, ByName):
     train_size: int | None = Field(None, ge=1, description="Train on a class-balanced subset of this many images.")
     test_size: int | None = Field(None, ge=1, description="Test on a class-balanced subset of this many images.")
     seed: int = Field(0, ge=0, description="Draws the validation images and the subsets; the same for every trial.")
+    stream: bool | None = Field(
+        None,
+        description="Read every batch from the decoded file instead of holding all images in memory; changes no"
+        " number. Left out: where they take more than a tenth of the memory.",
+    )
 
     @field_validator("folder")
     @classmethod

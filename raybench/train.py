@@ -12,7 +12,9 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,8 @@ from raybench.records import EpochRow
 from raybench.settings import LastLayers, TrainSettings, TrialSettings
 
 EVALUATION_BATCH = 500
+AHEAD = 2
+"""Batches that are read before they are needed."""
 Report = Callable[[EpochRow], None]
 Statistics = Mapping[str, np.ndarray]
 
@@ -253,15 +257,14 @@ class Training:
         backbones.train_mode(self.step_model)
         feed, batch, mine = self.feeds["train"], self.train.batch_size, self.world.mine
         order = np.random.default_rng(stream(self.seed, f"order/{epoch}")).permutation(self._images_per_epoch())
-        positions = torch.from_numpy(order).to(self.device)
+        steps = torch.split(torch.from_numpy(order).to(feed.at), batch)
+        if len(steps) > 1 and len(steps[-1]) < min(batch, 2 * self.world.size):
+            steps = steps[:-1]  # a remainder in which batch norm would not find two images in every process
         generator = torch.Generator(self.device).manual_seed(stream(self.seed, f"augment/{epoch}"))
         totals = torch.zeros(2, device=self.device)
         count = 0
-        for start in range(0, len(positions), batch):
-            chosen = positions[start : start + batch]
-            if start and len(chosen) < min(batch, 2 * self.world.size):
-                break  # a remainder in which batch norm would not find two images in every process
-            images, labels = feed.batch(chosen[mine] % len(feed))
+        batches = feed.batches(chosen[mine] % len(feed) for chosen in steps)
+        for chosen, (images, labels) in zip(steps, batches, strict=True):
             uniform = self.augmentation.draw(len(chosen), generator, self.device)
             if self.train.augmented_copies:
                 images = self._with_originals(images, uniform[mine], chosen[mine] < len(feed))
@@ -309,10 +312,10 @@ class Training:
         if self.world.size > 1:
             for buffer in self.model.buffers():  # batch norm's averages differ from process to process
                 dist.broadcast(buffer, 0)
-        positions = torch.arange(self.world.rank, len(feed), self.world.size, device=self.device)
         full = torch.zeros(len(feed), self.classes, device=self.device)
-        for chosen in torch.split(positions, EVALUATION_BATCH):
-            images, _ = feed.batch(chosen)
+        positions = torch.arange(self.world.rank, len(feed), self.world.size, device=feed.at)
+        steps = torch.split(positions, EVALUATION_BATCH)
+        for chosen, (images, _) in zip(steps, feed.batches(steps), strict=True):
             with self._autocast():
                 logits = self.model(self.augmentation.evaluate(images))
             full[chosen] = logits.float()
@@ -382,38 +385,71 @@ def make_optimizer(train: TrainSettings, model: nn.Module) -> torch.optim.Optimi
 class Feed:
     """The images of one split as batches on the device.
 
-    On a GPU all of them lie in its memory, moved there once per process; on the CPU each batch is copied out of the
-    shared array, so that nothing a trial does can reach it.
+    On a GPU all of them lie in its memory, moved there once per process, unless they are streamed or too many: then, as
+    on the CPU, each batch is copied out of the shared array, so that nothing a trial does can reach it.
     """
 
     def __init__(self, part: Part, fingerprint: str, device: torch.device, limit: int | None = None) -> None:
         """``limit`` cuts the split after so many images."""
-        self.part = Part(part.images, part.index[:limit])
+        self.part = dataclasses.replace(part, index=part.index[:limit])
         self.device = device
         self.labels = torch.from_numpy(self.part.images.labels[self.part.index]).to(device)
         self.pixels = None if device.type == "cpu" else _resident(self.part, fingerprint, device)
+        self.at = torch.device("cpu") if self.pixels is None else device
+        """Where positions are to lie."""
+        # Reading ahead hides a disk and the way to a GPU; from memory to the CPU there is nothing to be hidden.
+        self.reads_ahead = self.pixels is None and (part.streamed or device.type != "cpu")
 
     def __len__(self) -> int:
         return len(self.part)
 
-    def batch(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images at positions ``at`` of the split: float [n, C, H, W] from 0 to 1, and labels int64 [n].
+    def batches(self, positions: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield for each of ``positions`` the images there: float [n, C, H, W] from 0 to 1, and labels int64 [n].
 
         The pixels lie channels last in memory, the layout that convolutions want.
         """
-        pixels = torch.from_numpy(self.part.gather(at.numpy())[0]) if self.pixels is None else self.pixels[at]
-        return pixels.permute(0, 3, 1, 2).float().div_(255), self.labels[at]
+        for at, pixels in self._ahead(positions) if self.reads_ahead else ((at, self._gather(at)) for at in positions):
+            images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+            yield images, self.labels[at.to(self.device)]
+
+    def _gather(self, at: Tensor) -> Tensor:
+        if self.pixels is not None:
+            return self.pixels[at]
+        pixels = torch.from_numpy(self.part.gather(at.numpy())[0])
+        if self.device.type == "cpu":
+            return pixels
+        with torch.cuda.device(self.device):  # a thread begins with the first GPU
+            # From pinned memory the copy does not hold up this process, and torch keeps the memory until it is done.
+            return pixels.pin_memory()
+
+    def _ahead(self, positions: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gather in a thread, `AHEAD` batches before they are needed."""
+        coming: deque[tuple[Tensor, Future[Tensor]]] = deque()
+        with ThreadPoolExecutor(1) as thread:
+            for at in positions:
+                coming.append((at, thread.submit(self._gather, at)))
+                if len(coming) > AHEAD:
+                    at, pixels = coming.popleft()
+                    yield at, pixels.result()
+            for at, pixels in coming:
+                yield at, pixels.result()
 
 
 _on_device: dict[str, Tensor] = {}
 """The images of the last dataset on the GPU, for the next trial of this process."""
 
 
-def _resident(part: Part, fingerprint: str, device: torch.device) -> Tensor:
-    """Return the pixels of ``part`` on ``device``, from the copy that an earlier trial made if there is one."""
+def _resident(part: Part, fingerprint: str, device: torch.device) -> Tensor | None:
+    """Return the pixels of ``part`` on ``device``, from the copy that an earlier trial made if there is one.
+
+    None where they are streamed, or would take more than a quarter of the memory that is free there.
+    """
     if any(not key.startswith(fingerprint) for key in _on_device):
         _on_device.clear()
     key = f"{fingerprint}/{device}/{hashlib.sha256(part.index.tobytes()).hexdigest()}"
     if key not in _on_device:
+        size = len(part) * part.images.pixels[0].nbytes
+        if part.streamed or size > torch.cuda.mem_get_info(device)[0] / 4:
+            return None
         _on_device[key] = torch.from_numpy(part.images.pixels[part.index]).to(device)
     return _on_device[key]

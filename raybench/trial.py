@@ -209,7 +209,7 @@ def fit_augmentation(settings: TrialSettings, data: TrialData) -> Statistics:
     torn = ValueError, EOFError, zipfile.BadZipFile
     with contextlib.suppress(OSError, *torn), open(path, "rb") as file, np.load(file) as stored:
         return dict(stored)
-    statistics = augmentation.fit(data.train().gather(slice(None))[0])
+    statistics = augmentation.fit(data.train())
     with filling(folder):
         beside = folder / f".{path.name}.npz"
         np.savez(beside, allow_pickle=False, **statistics)

@@ -294,6 +294,31 @@ def test_standardized_training_images_have_mean_0_and_deviation_1():
     assert augmentation.key == "standardize"
 
 
+class Slices:
+    """Images that are never handed out all at once."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images, self.largest = images, 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        self.largest = max(self.largest, len(self.images[rows]))
+        return self.images[rows]
+
+
+@pytest.mark.parametrize("name", ["standardize", "zca"])
+def test_fitting_asks_for_some_images_at_a_time(name):
+    images = np.random.default_rng(0).integers(0, 256, (3000, 4, 4, 3), np.uint8)
+    slices = Slices(images)
+    fitted = make(name).fit(slices)
+    assert slices.largest == 1024
+    if name == "standardize":
+        np.testing.assert_allclose(fitted["mean"], images.mean((0, 1, 2)) / 255, rtol=1e-6)
+        np.testing.assert_allclose(fitted["std"], images.std((0, 1, 2)) / 255, rtol=1e-6)
+
+
 def test_standardizing_by_given_numbers_fits_nothing():
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     augmentation = make({"standardize": {"mean": mean, "std": std}})

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -18,14 +19,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
+from raybench import augment, data
 from raybench import datasets as ours
 from raybench.data import Source, cache_folder, digest, divide, load, trial_data
 from raybench.datasets import Dataset, Images
 from raybench.errors import DataError
 from raybench.registry import DATASETS
-from raybench.settings import DatasetSettings, HeldOut
+from raybench.settings import DatasetSettings, HeldOut, Named
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 REAL_CIFAR10 = Path(
@@ -126,7 +128,7 @@ def test_cache_notices_a_changed_file_another_size_and_another_version(tmp_path,
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "about", "empty"])
 def test_cache_rebuilds_a_damaged_entry(damage, tmp_path, monkeypatch):
     settings = DatasetSettings(name="imagefolder")
-    whole = load(settings, write_folder(tmp_path / "d"))
+    whole = load(settings, write_folder(tmp_path / "d")).splits["train"].pixels.copy()
     (entry,) = entries()
     pixels = entry / "train-pixels.npy"
     content = pixels.read_bytes()
@@ -143,7 +145,7 @@ def test_cache_rebuilds_a_damaged_entry(damage, tmp_path, monkeypatch):
     decoded = counted(monkeypatch, ours.ImageFolder)
     for _ in range(2):
         again = load(settings, tmp_path / "d")
-        assert (again.splits["train"].pixels == whole.splits["train"].pixels).all()
+        assert (again.splits["train"].pixels == whole).all()
     assert len(decoded) == 1
     assert entries() == [entry]
 
@@ -166,6 +168,158 @@ def test_cache_that_cannot_be_written(tmp_path):
         DataError, match=r"^cannot fill .*/file/c \(.*Not a directory.*\): set RAYBENCH_CACHE to a folder"
     ):
         load(DatasetSettings(name="imagefolder"), write_folder(tmp_path / "d"), tmp_path / "file" / "c")
+
+
+def test_the_file_is_what_decoding_all_at_once_would_give(tmp_path, monkeypatch):
+    settings = DatasetSettings(name="imagefolder", image_size=5)
+    splits, _ = DATASETS.get("imagefolder")().read(write_folder(tmp_path / "d", count=7), 5)
+    fingerprints = set()
+    for block in (1, 3, 64):
+        monkeypatch.setattr(ours, "BLOCK", block)
+        source = load(settings, tmp_path / "d", tmp_path / f"cache-{block}")
+        files = sorted((tmp_path / "d" / "train").rglob("*.png"))
+        whole = np.stack([np.asarray(ImageOps.fit(Image.open(f), (5, 5), Image.Resampling.BILINEAR)) for f in files])
+        np.save(tmp_path / "whole.npy", whole)
+        (saved,) = (tmp_path / f"cache-{block}").glob("*/train-pixels.npy")
+        assert saved.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+        assert source.splits["train"].labels.tolist() == splits["train"].labels.tolist()
+        fingerprints.add(source.fingerprint)
+    assert len(fingerprints) == 1
+
+
+class ManyFiles(Dataset):
+    """6,000 times one file of 48x48 pixels: 41 MB, decoded."""
+
+    def files(self, place: Path) -> list[Path]:
+        return [place / "one.png"]
+
+    def read(self, place: Path, image_size: int | None) -> Any:
+        def split(count: int) -> ours.Files:
+            return ours.Files(((f"{row}", place / "one.png") for row in range(count)), np.arange(count) % 2, "RGB")
+
+        return {"train": split(6000), "test": split(10)}, ("a", "b")
+
+
+def test_building_fitting_and_reading_need_memory_for_some_images_and_never_for_all(tmp_path, monkeypatch):
+    Image.fromarray(noise(48, 48, 3)).save(tmp_path / "one.png")
+    monkeypatch.setitem(DATASETS._entries, "many_files", ManyFiles)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # as many blocks are decoded ahead
+    settings = DatasetSettings(name="many_files", stream=True)
+    tracemalloc.start()  # counts every array of numpy, and no mapped file
+    try:
+        for _ in range(2):
+            train = trial_data(load(settings, tmp_path), settings).train()
+        augment.build([Named(name="standardize")]).fit(train)
+        train.gather(np.arange(64))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(train) == 5400
+    assert peak < 20e6  # of it, 14 MB are two blocks of 1,024 images that statistics are fitted on
+
+
+def test_two_processes_at_once_decode_once(tmp_path):
+    write_folder(tmp_path / "d")
+    code = (
+        "import sys; from pathlib import Path; from raybench import data, datasets\n"
+        "from raybench.settings import DatasetSettings\n"
+        "read = datasets.ImageFolder.read\n"
+        "def counting(*a): print('decoded', flush=True); return read(*a)\n"
+        "datasets.ImageFolder.read = counting\n"
+        "sys.stdin.read(); print(data.load(DatasetSettings(name='imagefolder'), Path(sys.argv[1])).fingerprint)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "d")]
+    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in "12"]
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.close()  # both begin
+    lines = []
+    for process in both:
+        assert process.stdout is not None
+        lines += process.stdout.read().split()
+        process.stdout.close()
+        assert process.wait() == 0
+    assert lines.count("decoded") == 1
+    assert len(set(lines)) == 2
+
+
+def test_files_and_labels_that_differ_in_number(tmp_path, monkeypatch):
+    Image.fromarray(noise(8, 8, 3)).save(tmp_path / "one.png")
+
+    class Short(ManyFiles):
+        def read(self, place: Path, image_size: int | None) -> Any:
+            files = [("one", place / "one.png")]
+            return {split: ours.Files(files, np.array([0, 1]), "RGB") for split in ("train", "test")}, ("a", "b")
+
+    monkeypatch.setitem(DATASETS._entries, "short", Short)
+    with pytest.raises(DataError, match=r"^train of short has 1 images for 2 labels$"):
+        load(DatasetSettings(name="short"), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- streaming
+
+
+def test_streamed_by_the_suites_word_or_by_size(tmp_path, monkeypatch):
+    settings = DatasetSettings(name="imagefolder")
+    write_folder(tmp_path / "d", count=50)  # 200 images of 192 bytes: 38,400
+
+    def is_streamed(stream: bool | None) -> bool:
+        source = load(settings.model_copy(update={"stream": stream}), tmp_path / "d")
+        return trial_data(source, settings).train().streamed
+
+    assert [is_streamed(stream) for stream in (None, True, False)] == [False, True, False]
+    monkeypatch.setattr(data, "_memory", lambda: 384_000)
+    assert not is_streamed(None)
+    monkeypatch.setattr(data, "_memory", lambda: 383_000)
+    assert [is_streamed(stream) for stream in (None, True, False)] == [True, True, False]
+
+
+def test_images_without_files_cannot_be_streamed(tmp_path):
+    message = "dataset.stream: digits is made in memory, and has no files to be streamed"
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        load(DatasetSettings(name="digits", stream=True), tmp_path)
+
+
+def test_a_streamed_source_travels_by_name_and_is_made_where_it_is_missing(tmp_path, monkeypatch):
+    settings = DatasetSettings(name="imagefolder", stream=True)
+    source = load(settings, write_folder(tmp_path / "d"))
+    assert source.open() is source
+    sent = pickle.dumps(source.stored)
+    assert len(sent) < 2000
+    decoded = counted(monkeypatch, ours.ImageFolder)
+
+    def opened() -> Source:
+        data._opened.cache_clear()  # another process
+        return pickle.loads(sent).open()
+
+    assert opened().fingerprint == source.fingerprint
+    assert opened().stored == source.stored
+    assert is_mapped(opened().splits["train"].pixels)
+    assert len(decoded) == 0
+    shutil.rmtree(cache_folder())  # another node
+    assert opened().fingerprint == source.fingerprint
+    assert len(decoded) == 1
+    shutil.rmtree(cache_folder())
+    file = tmp_path / "d" / "test" / "a" / "0.png"
+    Image.fromarray(noise(8, 8, 3) // 2).save(file)
+    with pytest.raises(DataError) as failure:
+        opened()
+    assert re.fullmatch(
+        rf"{tmp_path}/d has other imagefolder images on this node \(fingerprint [0-9a-f]{{16}}\) than where the run was"
+        rf" started \({source.fingerprint}\): give every node the same files",
+        str(failure.value),
+    )
+    shutil.rmtree(tmp_path / "d" / "test")
+    with pytest.raises(DataError, match=r"^no images in .*/test: put a folder"):
+        opened()
+
+
+def test_the_memory_is_that_of_the_container(monkeypatch):
+    whole = data._memory()
+    monkeypatch.setattr(Path, "read_text", lambda self: "1048576\n")
+    assert data._memory() == 1 << 20
+    monkeypatch.setattr(Path, "read_text", lambda self: "max\n")
+    assert data._memory() >= whole > 1 << 28
 
 
 def test_moving_the_folder_keeps_the_fingerprint(tmp_path):

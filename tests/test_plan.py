@@ -141,6 +141,8 @@ def test_an_id_is_that_of_the_settings_and_the_seed() -> None:
         ("validation: {size: 100}", "validation: {size: 100, fraction: null}, seed: 0, train_size: null"),
         ("train:", "resources: {cpus: 1, workers: 1, gpus: 0.25}\ntrain:"),
         ("train:", "resources: {gpus: 2}\ntrain:"),
+        ("validation: {size: 100}", "validation: {size: 100}, stream: true"),
+        ("validation: {size: 100}", "validation: {size: 100}, stream: false"),
     ],
 )
 def test_what_is_shown_or_shared_or_default_is_no_part_of_an_id(before: str, after: str) -> None:

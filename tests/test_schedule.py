@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from raybench.data import Source
 from raybench.job import Job, prepare
 from raybench.plan import Trial, expand
 from raybench.records import EpochRow, Outcome, TrialRow, computed
@@ -105,6 +110,51 @@ def test_rows_are_the_same_in_process_on_ray_in_fresh_and_reused_actors(cluster,
         epochs = expected[trial.id].row.epochs
         assert [e for i, e in one.epochs if i == trial.id] == list(range(1, epochs + 1))
     assert one.starts == [trial.id for trial in trials[::-1]]
+
+
+STREAMED = """
+name: streamed
+dataset: {name: imagefolder, stream: STREAM}
+model: mlp
+augmentation: [{shift: 0.1}, standardize]
+repeat: {seed: 2}
+train: {epochs: 2, batch_size: 8}
+"""
+
+
+def test_streamed_images_stay_out_of_the_object_store_and_give_the_same_rows(cluster, tmp_path, monkeypatch) -> None:
+    import ray
+
+    from raybench import schedule
+
+    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for split, label, number in product(("train", "test"), "ab", range(20)):
+        (tmp_path / split / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / split / label / f"{number}.png")
+    held, trials, _ = job_of(tmp_path, STREAMED.replace("STREAM", "false"))
+    expected = {trial.id: held.run(trial) for trial in trials}
+    job, same, _ = job_of(tmp_path, STREAMED.replace("STREAM", "true"))
+    assert [trial.id for trial in same] == list(expected)
+
+    put: list[object] = []
+    monkeypatch.setattr(ray, "put", lambda thing, put_=ray.put: put.append(thing) or put_(thing))
+    shutil.rmtree(tmp_path / "cache")  # the nodes make it from the images
+    heard = Heard()
+    schedule.run(job, same, heard, cluster)
+    assert not any(isinstance(thing, Source) for thing in put)
+    for trial in same:
+        outcome, other = expected[trial.id], heard.outcomes[trial.id]
+        assert_same(replace(outcome, row=replace(outcome.row, settings=other.row.settings)), other)
+
+    shutil.rmtree(tmp_path / "test")
+    heard = Heard()
+    schedule.run(job, same[:1], heard, cluster)
+    row = heard.outcomes[same[0].id].row
+    assert (row.status, row.error_class) == ("failed", "data")
+    assert row.error == (
+        f"DataError: no images in {tmp_path}/test: put a folder of them per class there, or set dataset.folder"
+    )
 
 
 FAULTS_MODULE = """

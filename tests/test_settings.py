@@ -96,6 +96,7 @@ def test_the_defaults() -> None:
             "train_size": None,
             "test_size": None,
             "seed": 0,
+            "stream": None,
         },
         "model": {"name": "mlp"},
         "augmentation": [{"name": "none"}],
