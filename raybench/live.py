@@ -70,6 +70,10 @@ class Watch:
     def epoch(self, trial: Trial, row: EpochRow) -> None:
         self.running.setdefault(trial.id, Running(trial)).last = row
 
+    def lost(self, trial: Trial, reason: str) -> None:
+        self.running.pop(trial.id, None)
+        self.console.print(Text(f"{trial.name}: {reason}", "yellow"), highlight=False, soft_wrap=True)
+
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         row = outcome.row
         self.running.pop(trial.id, None)

@@ -35,6 +35,7 @@ class Heard:
         self.outcomes: dict[str, Outcome] = {}
         self.epochs: list[tuple[str, int]] = []
         self.starts: list[str] = []
+        self.losses: list[tuple[str, str]] = []
 
     def started(self, trial: Trial) -> None:
         self.starts.append(trial.id)
@@ -46,6 +47,9 @@ class Heard:
 
     def stopped(self, trial: Trial) -> None:
         raise AssertionError("none was to stop")
+
+    def lost(self, trial: Trial, reason: str) -> None:
+        self.losses.append((trial.name, reason))
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         assert trial.id not in self.outcomes, "a trial ended twice"
