@@ -242,7 +242,7 @@ def _run_kind(
         watcher.running.clear()
         watcher.stopping.clear()
         before = len(open_trials), watcher.losses.total()
-        reason = "the sweep ended before the trial did"
+        cause = Exception("the sweep ended before the trial did")
         try:
             tune.Tuner(
                 trial_class,
@@ -264,7 +264,7 @@ def _run_kind(
         except Exception as error:
             if watcher.failure is not None:
                 raise watcher.failure from None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            cause = error
         watcher.decide(wait=True)
         if interrupted.is_set():
             raise Interrupted
@@ -275,7 +275,7 @@ def _run_kind(
         if not down and before == (len(open_trials), watcher.losses.total()):
             down = set(ids)
         for trial_id in down:
-            watcher.lose(open_trials[trial_id], RuntimeError(reason))
+            watcher.lose(open_trials[trial_id], cause)
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]

@@ -347,17 +347,17 @@ def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypat
                 self.watcher.on_trial_start(0, [], trial)
                 if trial_id == bad.id:
                     raise RuntimeError("1 worker(s) were killed due to the node running low on memory")
-                outcome = pickle.dumps(Outcome(row=schedule.planned_row(self.watcher.open[trial_id])))
+                outcome = pickle.dumps((Outcome(row=schedule.planned_row(self.watcher.open[trial_id])), None))
                 self.watcher.on_trial_result(0, [], trial, {"outcome": outcome})
 
     monkeypatch.setattr(schedule.tune, "Tuner", Fit)
     heard = Heard()
     schedule._run_kind(None, trials, heard, 2, str(tmp_path), threading.Event(), False)
-    assert len(rounds) == schedule.ATTEMPTS + 1
-    assert heard.starts.count(bad.id) == schedule.ATTEMPTS
+    assert len(rounds) == 4 and heard.starts.count(bad.id) == 3
+    assert [reason for _, reason in heard.losses] == [f"its process died ({n} of 3): starts again" for n in (1, 2)]
     assert set(heard.outcomes) == {trial.id for trial in trials}
     row = heard.outcomes[bad.id].row
-    assert (row.status, row.error_class) == ("failed", "crashed")
+    assert (row.status, row.error_class) == ("failed", "crashed") and row.attempts == 3
     assert row.error == ("lost 3 times: RuntimeError: 1 worker(s) were killed due to the node running low on memory")
 
 
@@ -389,7 +389,7 @@ def test_an_actor_that_never_ran_is_no_failure_of_its_trial(tmp_path, monkeypatc
                     event.set() if interrupted else event.clear()
                     self.watcher.on_trial_error(0, [], trial)
                 else:
-                    outcome = pickle.dumps(Outcome(row=schedule.planned_row(self.watcher.open[trial_id])))
+                    outcome = pickle.dumps((Outcome(row=schedule.planned_row(self.watcher.open[trial_id])), None))
                     self.watcher.on_trial_result(0, [], trial, {"outcome": outcome})
 
     monkeypatch.setattr(schedule.tune, "Tuner", Fit)
