@@ -50,6 +50,9 @@ class Clock:
     def lost(self, trial: Trial, reason: str) -> None:
         raise AssertionError(f"{trial.name}: {reason}")
 
+    def waiting(self, reason: str) -> None:
+        raise AssertionError(reason)
+
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         assert outcome.row.status == "completed", outcome.row.error
         self.store.write(outcome)

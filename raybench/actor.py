@@ -91,10 +91,9 @@ class MemoryKill(ray.exceptions.RayActorError):  # type: ignore[misc]
 
 
 def sort_loss(error: Exception) -> tuple[ErrorClass, str | None]:
-    """Return what took a process down with ``error``; and where Ray does not know yet, the node that will tell.
+    """Return what took a process down with ``error``; where that may have been its node, also which.
 
-    Of an actor that Ray calls dead, Ray knows whether its process or its node is; one that only does not answer may be
-    on a node that Ray has yet to miss. "error" means that no process died.
+    A node that goes takes its processes with it, and Ray may miss them first. "error" means that no process died.
     """
     if isinstance(error, MemoryKill | ray.exceptions.OutOfMemoryError):
         return "out_of_memory", None
@@ -103,9 +102,7 @@ def sort_loss(error: Exception) -> tuple[ErrorClass, str | None]:
     if not isinstance(error, ray.exceptions.RayActorError) or error.actor_id is None:
         return "crashed", None
     node = ray._private.state.actors(error.actor_id)["Address"]["NodeID"]  # private
-    if node not in alive_nodes():
-        return "node_lost", None
-    return "crashed", node if isinstance(error, ray.exceptions.ActorUnavailableError) else None
+    return "crashed", None if node == ray.get_runtime_context().get_node_id() else node
 
 
 def alive_nodes() -> set[str]:

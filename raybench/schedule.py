@@ -70,6 +70,7 @@ ACTOR_ENVIRONMENT = {
 LIMITS: dict[ErrorClass, int] = {"crashed": 3, "node_lost": 10}
 """How often a trial may lose its process, and how often its node, until it is given up. A lost node is hardly the
 trial's fault, but one that takes every node down must end too."""
+LOOK_SECONDS = 5
 NODE_SECONDS = 30
 """How long Ray may take to find out that a node is gone: 15 s after a kill, seen with 2.60."""
 
@@ -87,6 +88,9 @@ class Listener(Protocol):
     def ended(self, trial: Trial, outcome: Outcome) -> None: ...
     def lost(self, trial: Trial, reason: str) -> None:
         """Hear that a trial went down through no decision of its own, and starts again later."""
+
+    def waiting(self, reason: str) -> None:
+        """Hear that nodes are gone and what is left has no room for a trial."""
 
 
 class Interrupted(Exception):
@@ -207,7 +211,8 @@ def run(
                 use_gpu=bool(resources.gpus and cluster.gpus),
                 storage=storage,
             )
-            _run_kind(trainable(share, resources), trials, listener, slots[resources], storage, interrupted, verbose)
+            watcher = _Watcher({trial.id: trial for trial in trials}, listener, interrupted, resources, share.use_gpu)
+            _run_kind(trainable(share, resources), watcher, slots[resources], storage, verbose)
 
 
 def _slots(cluster: Cluster, resources: Resources, max_concurrent: int | None) -> int:
@@ -220,22 +225,13 @@ def _slots(cluster: Cluster, resources: Resources, max_concurrent: int | None) -
     return min(slots, max_concurrent or slots)
 
 
-def _run_kind(
-    trial_class: type[tune.Trainable],
-    trials: Sequence[Trial],
-    listener: Listener,
-    slots: int,
-    storage: str,
-    interrupted: threading.Event,
-    verbose: bool,
-) -> None:
+def _run_kind(trial_class: type[tune.Trainable], watcher: _Watcher, slots: int, storage: str, verbose: bool) -> None:
     """Run trials that ask for the same resources.
 
     Each fit() of Tune is a round; trials that were lost in it are run in a further one. Those that ran out of memory
     come last, one at a time. A round ends a trial or counts a loss, so there is an end to them.
     """
-    open_trials = {trial.id: trial for trial in trials}
-    watcher = _Watcher(open_trials, listener, interrupted)
+    open_trials = watcher.open
     for number in itertools.count():
         ids = [trial_id for trial_id in open_trials if trial_id not in watcher.alone]
         watcher.slots, ids = (slots, ids) if ids else (1, list(open_trials))
@@ -266,7 +262,7 @@ def _run_kind(
                 raise watcher.failure from None
             cause = error
         watcher.decide(wait=True)
-        if interrupted.is_set():
+        if watcher.interrupted.is_set():
             raise Interrupted
         if not open_trials:
             return
@@ -281,9 +277,18 @@ def _run_kind(
 class _Watcher(tune.Callback):  # type: ignore[misc]
     """Tells the listener what Tune's controller sees, in the driver."""
 
-    def __init__(self, open_trials: dict[str, Trial], listener: Listener, interrupted: threading.Event) -> None:
+    def __init__(
+        self,
+        open_trials: dict[str, Trial],
+        listener: Listener,
+        interrupted: threading.Event,
+        resources: Resources,
+        use_gpu: bool = False,
+    ) -> None:
         """A trial that has ended is taken out of ``open_trials``."""
         self.open, self.listener, self.interrupted = open_trials, listener, interrupted
+        self.needs = {"CPU": resources.workers * resources.cpus, "GPU": resources.workers * resources.gpus * use_gpu}
+        self.waiting, self.look_at = False, 0.0
         self.slots = 1
         self.running: set[str] = set()
         self.stopping: set[str] = set()
@@ -318,6 +323,21 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.decide()
+        if time.monotonic() >= self.look_at:
+            self.look_at = time.monotonic() + LOOK_SECONDS
+            self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        """Say so where lost nodes leave no room for a trial: Tune waits in silence."""
+        left = ray.cluster_resources()
+        waiting = any(left.get(name, 0) < amount for name, amount in self.needs.items())
+        if waiting and not self.waiting:
+            asked = " and ".join(
+                f"{amount:g} {name}s ({left.get(name, 0):g} left)" for name, amount in self.needs.items()
+            )
+            with self._noting_failure():
+                self.listener.waiting(f"waiting for nodes: a trial asks for {asked}")
+        self.waiting = waiting
 
     def is_to_stop(self, trial_id: str, epoch: bytes) -> bool:
         """Tell the listener of an epoch; return whether Tune is to stop the trial."""

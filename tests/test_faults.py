@@ -220,12 +220,26 @@ def test_a_killed_worker_is_tried_three_times(place, head) -> None:
 def test_a_group_that_loses_a_process_starts_again(place, head, add_node) -> None:
     node = add_node()
     run = Run(place, head, "model: {name: slow, seconds: 1}\nresources: {workers: 2}\n", "--limit", "1")
-    (pid, *_) = run.wait_for(lambda: node.workers("RayTrainWorker"))
+    (pid, *_) = run.wait_for(lambda: node.workers("ray::RayTrainWorker"))
     time.sleep(4)
     os.kill(pid, signal.SIGKILL)
     rows = run.end()
     assert list(rows["status"]) == ["completed"] and list(rows["attempts"]) == [2]
     assert run.lines("starts again") == ["s0: its process died (1 of 3): starts again"]
+
+
+def test_a_group_that_loses_its_node_waits_for_another(place, head, add_node) -> None:
+    node = add_node()
+    run = Run(place, head, "model: slow\nresources: {workers: 2}\n", "--limit", "1")
+    run.wait_for(lambda: node.workers("ray::RayTrainWorker"))
+    time.sleep(4)
+    node.kill()
+    run.wait_for(lambda: run.lines("waiting for nodes"))
+    add_node()
+    rows = run.end()
+    assert list(rows["status"]) == ["completed"] and list(rows["attempts"]) == [2]
+    assert run.lines("starts again") == ["s0: its node is gone: starts again"]
+    assert run.lines("waiting") == ["waiting for nodes: a trial asks for 2 CPUs (1 left) and 0 GPUs (0 left)"]
 
 
 def test_what_would_fail_again_is_not_tried_again(place, head) -> None:

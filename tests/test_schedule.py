@@ -51,6 +51,9 @@ class Heard:
     def lost(self, trial: Trial, reason: str) -> None:
         self.losses.append((trial.name, reason))
 
+    def waiting(self, reason: str) -> None:
+        raise AssertionError(reason)
+
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         assert trial.id not in self.outcomes, "a trial ended twice"
         self.outcomes[trial.id] = outcome
@@ -327,6 +330,12 @@ def test_slots() -> None:
     assert Cluster(cpus=4, gpus=0, nodes=1, dashboard=None).slots(Resources(cpus=1, gpus=0.5)) == 4
 
 
+def watcher(trials: list[Trial], heard: Heard, interrupted: threading.Event) -> object:
+    from raybench import schedule
+
+    return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, Resources())
+
+
 def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypatch) -> None:
     """Ray's memory monitor ends fit() itself; here fit() fails as it does then."""
     from raybench import schedule
@@ -352,7 +361,7 @@ def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypat
 
     monkeypatch.setattr(schedule.tune, "Tuner", Fit)
     heard = Heard()
-    schedule._run_kind(None, trials, heard, 2, str(tmp_path), threading.Event(), False)
+    schedule._run_kind(None, watcher(trials, heard, threading.Event()), 2, str(tmp_path), False)
     assert len(rounds) == 4 and heard.starts.count(bad.id) == 3
     assert [reason for _, reason in heard.losses] == [f"its process died ({n} of 3): starts again" for n in (1, 2)]
     assert set(heard.outcomes) == {trial.id for trial in trials}
@@ -396,10 +405,10 @@ def test_an_actor_that_never_ran_is_no_failure_of_its_trial(tmp_path, monkeypatc
     heard = Heard()
     if interrupted:
         with pytest.raises(schedule.Interrupted):
-            schedule._run_kind(None, trials, heard, 2, str(tmp_path), event, False)
+            schedule._run_kind(None, watcher(trials, heard, event), 2, str(tmp_path), False)
         assert trials[1].id not in heard.outcomes and len(rounds) == 1
     else:
-        schedule._run_kind(None, trials, heard, 2, str(tmp_path), event, False)
+        schedule._run_kind(None, watcher(trials, heard, event), 2, str(tmp_path), False)
         assert rounds[1:] == [[trials[1].id]] and set(heard.outcomes) == {trial.id for trial in trials}
 
 
