@@ -50,7 +50,7 @@ class Clock:
     def lost(self, trial: Trial, reason: str) -> None:
         raise AssertionError(f"{trial.name}: {reason}")
 
-    def waiting(self, reason: str) -> None:
+    def no_room(self, reason: str) -> None:
         raise AssertionError(reason)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:

@@ -72,10 +72,10 @@ class Watch:
 
     def lost(self, trial: Trial, reason: str) -> None:
         self.running.pop(trial.id, None)
-        self.waiting(f"{trial.name}: {reason}")
+        self.say(f"{trial.name}: {reason}")
 
-    def waiting(self, reason: str) -> None:
-        self.console.print(Text(reason, "yellow"), highlight=False, soft_wrap=True)
+    def say(self, line: str) -> None:
+        self.console.print(Text(line, "yellow"), highlight=False, soft_wrap=True)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         row = outcome.row

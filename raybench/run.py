@@ -164,8 +164,8 @@ class _Recorder:
     def lost(self, trial: Trial, reason: str) -> None:
         self.watch.lost(trial, reason)
 
-    def waiting(self, reason: str) -> None:
-        self.watch.waiting(reason)
+    def no_room(self, reason: str) -> None:
+        self.watch.say(reason)
 
     def _ended(self, trial: Trial) -> None:
         self.pruner.end(trial.id)

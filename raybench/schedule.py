@@ -89,7 +89,7 @@ class Listener(Protocol):
     def lost(self, trial: Trial, reason: str) -> None:
         """Hear that a trial went down through no decision of its own, and starts again later."""
 
-    def waiting(self, reason: str) -> None:
+    def no_room(self, reason: str) -> None:
         """Hear that nodes are gone and what is left has no room for a trial."""
 
 
@@ -336,7 +336,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
                 f"{amount:g} {name}s ({left.get(name, 0):g} left)" for name, amount in self.needs.items()
             )
             with self._noting_failure():
-                self.listener.waiting(f"waiting for nodes: a trial asks for {asked}")
+                self.listener.no_room(f"waiting for nodes: a trial asks for {asked}")
         self.waiting = waiting
 
     def is_to_stop(self, trial_id: str, epoch: bytes) -> bool:

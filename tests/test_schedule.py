@@ -51,7 +51,7 @@ class Heard:
     def lost(self, trial: Trial, reason: str) -> None:
         self.losses.append((trial.name, reason))
 
-    def waiting(self, reason: str) -> None:
+    def no_room(self, reason: str) -> None:
         raise AssertionError(reason)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
