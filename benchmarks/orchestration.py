@@ -18,7 +18,7 @@ from pathlib import Path
 from raybench import schedule
 from raybench.job import Job, prepare
 from raybench.plan import Trial, expand
-from raybench.records import EpochRow, Outcome
+from raybench.records import EpochRow, Outcome, TrialRow
 from raybench.store import Store
 from raybench.suite import Suite, load
 
@@ -41,8 +41,17 @@ class Clock:
     def started(self, trial: Trial) -> None:
         pass
 
-    def epoch(self, trial: Trial, row: EpochRow) -> None:
-        pass
+    def epoch(self, trial: Trial, row: EpochRow, begun: TrialRow) -> bool:
+        return False
+
+    def stopped(self, trial: Trial) -> None:
+        raise AssertionError("none was to stop")
+
+    def lost(self, trial: Trial, reason: str) -> None:
+        raise AssertionError(f"{trial.name}: {reason}")
+
+    def no_room(self, reason: str) -> None:
+        raise AssertionError(reason)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         assert outcome.row.status == "completed", outcome.row.error

@@ -34,7 +34,7 @@ from ray.util.queue import Empty
 
 from raybench.job import Job
 from raybench.plan import Trial
-from raybench.records import EpochRow, Outcome, TrialRow
+from raybench.records import EpochRow, ErrorClass, Outcome, TrialRow
 from raybench.settings import Resources
 from raybench.train import World
 from raybench.trial import failed, planned_row
@@ -93,6 +93,30 @@ def _all(trials: ray.ObjectRef) -> dict[str, Trial]:
     return ray.get(trials)
 
 
+class MemoryKill(ray.exceptions.RayActorError):  # type: ignore[misc]
+    """Ray's memory monitor killed the actor; what Ray raises itself, Tune does not take for the end of an actor."""
+
+
+def sort_loss(error: Exception) -> tuple[ErrorClass, str | None]:
+    """Return what took a process down with ``error``; where that may have been its node, also which.
+
+    A node that goes takes its processes with it, and Ray may miss them first. "error" means that no process died.
+    """
+    if isinstance(error, MemoryKill | ray.exceptions.OutOfMemoryError):
+        return "out_of_memory", None
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return "error", None
+    if not isinstance(error, ray.exceptions.RayActorError) or error.actor_id is None:
+        return "crashed", None
+    node = ray._private.state.actors(error.actor_id)["Address"]["NodeID"]  # private
+    return "crashed", None if node == ray.get_runtime_context().get_node_id() else node
+
+
+def alive_nodes() -> set[str]:
+    """Return the ids of the nodes that Ray takes for alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 class Stopped(Exception):
     """The driver asked this worker group to stop."""
 
@@ -138,9 +162,9 @@ def epoch_metrics(row: EpochRow, trial: TrialRow) -> dict[str, Any]:
     return {"epoch": pickle.dumps((row, trial))}
 
 
-def outcome_metrics(outcome: Outcome) -> dict[str, Any]:
-    """Return the last report of a trial: all that it leaves behind."""
-    return {"outcome": pickle.dumps(outcome)}
+def outcome_metrics(outcome: Outcome, node: str | None = None) -> dict[str, Any]:
+    """Return the last report of a trial: all that it leaves behind, and the ``node`` of `sort_loss`."""
+    return {"outcome": pickle.dumps((outcome, node))}
 
 
 def _in_this_process(share: Share, trial: Trial) -> None:
@@ -185,13 +209,17 @@ class _WorkerGroup:
                 ),
             ).fit()
         except train.WorkerGroupError as error:
-            _, cause = min(error.worker_failures.items())
+            # A process that is left alone fails too, for its peers are gone: one that has gone says more.
+            cause = min(
+                error.worker_failures.values(), key=lambda cause: isinstance(cause, ray.exceptions.RayTaskError)
+            )
+            error_class, node = sort_loss(cause)
             row = failed(planned_row(trial), cause)
-            died = not isinstance(cause, ray.exceptions.RayTaskError) and isinstance(cause, ray.exceptions.RayError)
-            row = dataclasses.replace(row, error_class="crashed") if died else row
             if isinstance(cause, Failed):
                 row = cause.row()
-            tune.report(outcome_metrics(Outcome(row=row)))
+            elif error_class != "error":
+                row = dataclasses.replace(row, error_class=error_class)
+            tune.report(outcome_metrics(Outcome(row=row), node))
         finally:
             _running["ended"].set()
 

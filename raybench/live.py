@@ -71,6 +71,13 @@ class Watch:
     def epoch(self, trial: Trial, row: EpochRow) -> None:
         self.running.setdefault(trial.id, Running(trial)).last = row
 
+    def lost(self, trial: Trial, reason: str) -> None:
+        self.running.pop(trial.id, None)
+        self.say(f"{trial.name}: {reason}")
+
+    def say(self, line: str) -> None:
+        self.console.print(Text(line, "yellow"), highlight=False, soft_wrap=True)
+
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         row = outcome.row
         self.running.pop(trial.id, None)

@@ -92,6 +92,8 @@ class TrialRow:
     workers: int | None = None
     epochs_run: int | None = measured()
     """All epochs trained: of a pruned trial more than ``epochs``, where the trials it is compared with came later."""
+    attempts: int | None = measured()
+    """How often the run that stored the row had started the trial: more than once where a process or node was lost."""
     train_seconds: float | None = measured()
     """Seconds in training steps alone, without evaluation, summed over the epochs."""
     wall_seconds: float | None = measured()

@@ -196,7 +196,9 @@ class _Recorder:
         self.watch.epoch(trial, row)
         self.pruner.report(trial.id, row.epoch, getattr(row, begun.selection))
         self._release()
-        return self.pruner.stopped(trial.id) is not None
+        lost = self.pruner.stopped(trial.id)
+        # One that was to stop may have gone down before it did; what is kept of it must be trained again.
+        return lost is not None and row.epoch >= lost.epoch
 
     def stopped(self, trial: Trial) -> None:
         lost = self.pruner.stopped(trial.id)
@@ -211,6 +213,12 @@ class _Recorder:
         else:
             self._store(trial, outcome)
         self._ended(trial)
+
+    def lost(self, trial: Trial, reason: str) -> None:
+        self.watch.lost(trial, reason)
+
+    def no_room(self, reason: str) -> None:
+        self.watch.say(reason)
 
     def _ended(self, trial: Trial) -> None:
         self.pruner.end(trial.id)

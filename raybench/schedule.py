@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,17 +42,19 @@ if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").exists():
 
 import ray
 from ray import tune
+from ray.air.execution._internal import RayActorManager  # private
+from ray.tune.execution import tune_controller  # private
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from raybench.actor import Fetched, Share, trainable
+from raybench.actor import Fetched, MemoryKill, Share, alive_nodes, sort_loss, trainable
 from raybench.errors import UserError
 from raybench.job import Job
 from raybench.plan import Trial
 from raybench.records import EpochRow, ErrorClass, Outcome, TrialRow
 from raybench.settings import Resources
-from raybench.trial import planned_row
+from raybench.trial import failed, planned_row
 
 ACTOR_ENVIRONMENT = {
     # Otherwise glibc gives the memory of every batch back and fetches it again: 1.2x in a step of a small network.
@@ -65,8 +68,12 @@ ACTOR_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
 }
-ATTEMPTS = 3
-"""How often a trial is started that goes down together with the whole sweep, as when a node runs out of memory."""
+LIMITS: dict[ErrorClass, int] = {"crashed": 3, "node_lost": 10}
+"""How often a trial may lose its process, and how often its node, until it is given up. A lost node is hardly the
+trial's fault, but one that takes every node down must end too."""
+LOOK_SECONDS = 5
+NODE_SECONDS = 30
+"""How long Ray may take to find out that a node is gone: 15 s after a kill, seen with 2.60."""
 
 
 ROUND = 10_000
@@ -84,6 +91,11 @@ class Listener(Protocol):
         """Hear that a trial has stopped, as `epoch` said."""
 
     def ended(self, trial: Trial, outcome: Outcome) -> None: ...
+    def lost(self, trial: Trial, reason: str) -> None:
+        """Hear that a trial went down through no decision of its own, and starts again later."""
+
+    def no_room(self, reason: str) -> None:
+        """Hear that nodes are gone and what is left has no room for a trial."""
 
 
 class Budget(Protocol):
@@ -183,8 +195,8 @@ def run(
 ) -> None:
     """Run the trials of ``todo`` in their order, as many at once as fit, telling ``listener`` of every step.
 
-    Every trial ends with one `Listener.ended` or `Listener.stopped`; one that took its process down ends as a failed
-    row.
+    Every trial ends with one `Listener.ended` or `Listener.stopped`. One whose process or node went away, or that ran
+    out of memory beside others, is told by `Listener.lost` and starts again, until a limit makes it a failed row.
 
     Args:
         imports: modules that register the suite's names, imported first in every process, from ``paths`` or installed.
@@ -220,8 +232,10 @@ def run(
         for resources, trials in turns:
             if budget and not budget.allows(trials[0]):
                 raise Spent
-            kind = trainable(replace(share, use_gpu=bool(resources.gpus and cluster.gpus)), resources)
-            _run_kind(kind, trials, listener, slots[resources], storage, interrupted, verbose, budget)
+            use_gpu = bool(resources.gpus and cluster.gpus)
+            watcher = _Watcher({t.id: t for t in trials}, listener, interrupted, budget, resources, use_gpu)
+            kind = trainable(replace(share, use_gpu=use_gpu), resources)
+            _run_kind(kind, watcher, slots[resources], storage, verbose)
 
 
 def in_turns(todo: Sequence[Trial]) -> list[tuple[Resources, list[Trial]]]:
@@ -257,35 +271,29 @@ def slots_of(cluster: Cluster, resources: Resources, max_concurrent: int | None)
     return min(slots, max_concurrent or slots)
 
 
-def _run_kind(
-    trial_class: type[tune.Trainable],
-    trials: Sequence[Trial],
-    listener: Listener,
-    slots: int,
-    storage: str,
-    interrupted: threading.Event,
-    verbose: bool,
-    budget: Budget | None = None,
-) -> None:
+def _run_kind(trial_class: type[tune.Trainable], watcher: _Watcher, slots: int, storage: str, verbose: bool) -> None:
     """Run trials that ask for the same resources.
 
-    Some faults, such as a kill by Ray's memory monitor, end Tune's whole fit() and not one trial. Then what is still
-    open is run in a further round; a trial that was running in `ATTEMPTS` such rounds is taken for the cause.
+    Each fit() of Tune is a round; trials that were lost in it are run in a further one. Those that ran out of memory
+    come last, one at a time. A round ends a trial or counts a loss, so there is an end to them.
     """
-    open_trials = {trial.id: trial for trial in trials}
-    attempts: Counter[str] = Counter()
-    for number in range(len(trials) * ATTEMPTS):
-        watcher = _Watcher(open_trials, listener, interrupted, budget)
-        reason = "the sweep ended before the trial did"
+    open_trials = watcher.open
+    for number in itertools.count():
+        ids = [trial_id for trial_id in open_trials if trial_id not in watcher.alone]
+        watcher.slots, ids = (slots, ids) if ids else (1, list(open_trials))
+        watcher.running.clear()
+        watcher.stopping.clear()
+        before = len(open_trials), watcher.losses.total()
+        cause = Exception("the sweep ended before the trial did")
         try:
             tune.Tuner(
                 trial_class,
                 tune_config=tune.TuneConfig(
-                    search_alg=_ListSearcher(list(open_trials), watcher),
+                    search_alg=_ListSearcher(ids, watcher),
                     scheduler=_FirstInFirstOut(watcher),
-                    num_samples=len(open_trials),
-                    time_budget_s=budget and budget.seconds(),
-                    max_concurrent_trials=slots,
+                    num_samples=len(ids),
+                    time_budget_s=watcher.budget and watcher.budget.seconds(),
+                    max_concurrent_trials=watcher.slots,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
@@ -299,30 +307,47 @@ def _run_kind(
         except Exception as error:
             if watcher.failure is not None:
                 raise watcher.failure from None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if interrupted.is_set():
+            cause = error
+        watcher.decide(wait=True)
+        if watcher.interrupted.is_set():
             raise Interrupted
         if not open_trials:
             return
-        if budget and not budget.allows(next(iter(open_trials.values()))):
+        if watcher.budget and not watcher.budget.allows(next(iter(open_trials.values()))):
             raise Spent
-        lost = [open_trials[trial_id] for trial_id in watcher.running if trial_id in open_trials]
-        for trial in lost or open_trials.values():
-            attempts[trial.id] += 1
-        for trial in [trial for trial in open_trials.values() if attempts[trial.id] >= ATTEMPTS]:
-            watcher.give_up(trial, f"lost {ATTEMPTS} times: {reason}", "crashed")
+        # Some faults end fit() itself, and with it what was running.
+        down = watcher.running & open_trials.keys()
+        if not down and before == (len(open_trials), watcher.losses.total()):
+            down = set(ids)
+        for trial_id in down:
+            watcher.lose(open_trials[trial_id], cause)
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]
     """Tells the listener what Tune's controller sees, in the driver."""
 
     def __init__(
-        self, open_trials: dict[str, Trial], listener: Listener, interrupted: threading.Event, budget: Budget | None
+        self,
+        open_trials: dict[str, Trial],
+        listener: Listener,
+        interrupted: threading.Event,
+        budget: Budget | None,
+        resources: Resources,
+        use_gpu: bool = False,
     ) -> None:
         """A trial that has ended is taken out of ``open_trials``."""
         self.open, self.listener, self.interrupted, self.budget = open_trials, listener, interrupted, budget
+        self.needs = {"CPU": resources.workers * resources.cpus, "GPU": resources.workers * resources.gpus * use_gpu}
+        self.waiting, self.look_at = False, 0.0
+        self.slots = 1
         self.running: set[str] = set()
         self.stopping: set[str] = set()
+        self.starts: Counter[str] = Counter()
+        self.losses: Counter[tuple[str, ErrorClass]] = Counter()
+        self.alone: set[str] = set()
+        """Trials that ran out of memory beside others."""
+        self.undecided: list[tuple[str, Outcome, str, float]] = []
+        """Lost trials, the node each was on, and until when that may turn out to be gone."""
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -333,6 +358,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.running.add(trial.config["id"])
+        self.starts[trial.config["id"]] += 1
         self.listener.started(self.open[trial.config["id"]])
 
     def on_trial_result(
@@ -340,16 +366,39 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
     ) -> None:
         # Taken out of the result, which Tune keeps for every trial.
         result.pop("epoch", None)
-        outcome = result.pop("outcome", None)
-        if outcome is not None:
-            self._end(trial.config["id"], pickle.loads(outcome))
+        message = result.pop("outcome", None)
+        if message is not None:
+            outcome, node = pickle.loads(message)
+            if outcome.row.error_class in ("crashed", "out_of_memory"):
+                self._lost(trial.config["id"], outcome, node)
+            else:
+                self._end(trial.config["id"], outcome)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.decide()
+        if time.monotonic() >= self.look_at:
+            self.look_at = time.monotonic() + LOOK_SECONDS
+            self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        """Say so where lost nodes leave no room for a trial: Tune waits in silence."""
+        left = ray.cluster_resources()
+        waiting = any(left.get(name, 0) < amount for name, amount in self.needs.items())
+        if waiting and not self.waiting:
+            asked = " and ".join(
+                f"{amount:g} {name}s ({left.get(name, 0):g} left)" for name, amount in self.needs.items()
+            )
+            with self._noting_failure():
+                self.listener.no_room(f"waiting for nodes: a trial asks for {asked}")
+        self.waiting = waiting
 
     def is_to_stop(self, trial_id: str, epoch: bytes) -> bool:
         """Tell the listener of an epoch; return whether Tune is to stop the trial."""
         if trial_id in self.stopping:
             return True
         with self._noting_failure():
-            if self.listener.epoch(self.open[trial_id], *pickle.loads(epoch)):
+            row, begun = pickle.loads(epoch)
+            if self.listener.epoch(self.open[trial_id], row, replace(begun, attempts=self.starts[trial_id])):
                 self.stopping.add(trial_id)
         return trial_id in self.stopping
 
@@ -362,6 +411,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             return False
         with self._noting_failure():
             self.listener.stopped(self.open[trial_id])
+        self.running.discard(trial_id)
         del self.open[trial_id]
         return True
 
@@ -371,17 +421,68 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             # Where Tune writes it; its get_pickled_error() looks in the storage folder, where it arrives later.
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
             if "The actor never ran" in str(error):
-                return  # no fault of the trial: the next round starts it again
-            died = isinstance(error, ray.exceptions.RayActorError)
-            self.give_up(known, f"{type(error).__name__}: {error}", "crashed" if died else "error")
+                self.running.discard(known.id)  # no fault of the trial: the next round starts it again
+            else:
+                self.lose(known, error)
 
-    def give_up(self, trial: Trial, message: str, error_class: ErrorClass) -> None:
-        """End a trial that left nothing behind, as a failed row."""
-        row = planned_row(trial)
-        line = " ".join(message.split())[:1000]
-        self._end(trial.id, Outcome(row=replace(row, error_class=error_class, error=line, traceback=message)))
+    def lose(self, trial: Trial, error: Exception) -> None:
+        """Take note of a trial that went down with ``error`` and sent no row of its own."""
+        error_class, node = sort_loss(error)
+        row = replace(failed(planned_row(trial), error), error_class=error_class)
+        if error_class == "error":
+            self._end(trial.id, Outcome(row=row))
+        else:
+            self._lost(trial.id, Outcome(row=row), node)
+
+    def _lost(self, trial_id: str, outcome: Outcome, node: str | None) -> None:
+        self.running.discard(trial_id)
+        if node is None:
+            self._count_loss(trial_id, outcome)
+        else:
+            self.undecided.append((trial_id, outcome, node, time.monotonic() + NODE_SECONDS))
+
+    def decide(self, wait: bool = False) -> None:
+        """Go on with the lost trials of which it is known by now whether their node is gone; or ``wait`` for all."""
+        while self.undecided:
+            alive = alive_nodes()
+            for loss in list(self.undecided):
+                trial_id, outcome, node, until = loss
+                if node not in alive:
+                    outcome = replace(outcome, row=replace(outcome.row, error_class="node_lost"))
+                elif time.monotonic() < until:
+                    continue
+                self.undecided.remove(loss)
+                self._count_loss(trial_id, outcome)
+            if not wait or self.interrupted.wait(0.2):
+                return
+
+    def _count_loss(self, trial_id: str, outcome: Outcome) -> None:
+        """Let a lost trial start again in the next round, or end it."""
+        trial, error_class = self.open[trial_id], outcome.row.error_class
+        assert error_class is not None
+        self.losses[trial_id, error_class] += 1
+        times = self.losses[trial_id, error_class]
+        if error_class == "out_of_memory" and self.slots > 1:
+            self.alone.add(trial_id)
+            reason = "out of memory: starts again at the end, alone"
+        elif times < LIMITS.get(error_class, 0):
+            what = (
+                "its node is gone"
+                if error_class == "node_lost"
+                else f"its process died ({times} of {LIMITS['crashed']})"
+            )
+            reason = f"{what}: starts again"
+        else:
+            if error_class in LIMITS:
+                outcome = replace(outcome, row=replace(outcome.row, error=f"lost {times} times: {outcome.row.error}"))
+            self._end(trial_id, outcome)
+            return
+        with self._noting_failure():
+            self.listener.lost(trial, reason)
 
     def _end(self, trial_id: str, outcome: Outcome) -> None:
+        self.running.discard(trial_id)
+        outcome = replace(outcome, row=replace(outcome.row, attempts=self.starts[trial_id]))
         with self._noting_failure():
             self.listener.ended(self.open[trial_id], outcome)
         del self.open[trial_id]
@@ -393,6 +494,18 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         except Exception as failure:
             self.failure = failure  # a full disk, say: Tune would wrap it
             raise
+
+
+class _ActorManager(RayActorManager):  # type: ignore[misc]
+    """Lets a kill by Ray's memory monitor end one trial: as the base does not know the error, it would end fit()."""
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, ray.exceptions.OutOfMemoryError):
+            exception = MemoryKill(error_msg=str(exception))
+        super()._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=exception)
+
+
+tune_controller.RayActorManager = _ActorManager
 
 
 class _Silence(TrialProgressCallback):  # type: ignore[misc]

@@ -40,6 +40,7 @@ class Heard:
         self.outcomes: dict[str, Outcome] = {}
         self.epochs: list[tuple[str, int]] = []
         self.starts: list[str] = []
+        self.losses: list[tuple[str, str]] = []
 
     def started(self, trial: Trial) -> None:
         self.starts.append(trial.id)
@@ -51,6 +52,12 @@ class Heard:
 
     def stopped(self, trial: Trial) -> None:
         raise AssertionError("none was to stop")
+
+    def lost(self, trial: Trial, reason: str) -> None:
+        self.losses.append((trial.name, reason))
+
+    def no_room(self, reason: str) -> None:
+        raise AssertionError(reason)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         assert trial.id not in self.outcomes, "a trial ended twice"
@@ -442,6 +449,12 @@ def test_slots() -> None:
     assert Cluster(cpus=4, gpus=0, nodes=1, dashboard=None).slots(Resources(cpus=1, gpus=0.5)) == 4
 
 
+def watcher(trials: list[Trial], heard: Heard, interrupted: threading.Event) -> object:
+    from raybench import schedule
+
+    return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, Resources())
+
+
 def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypatch) -> None:
     """Ray's memory monitor ends fit() itself; here fit() fails as it does then."""
     from raybench import schedule
@@ -462,17 +475,17 @@ def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypat
                 self.watcher.on_trial_start(0, [], trial)
                 if trial_id == bad.id:
                     raise RuntimeError("1 worker(s) were killed due to the node running low on memory")
-                outcome = pickle.dumps(Outcome(row=schedule.planned_row(self.watcher.open[trial_id])))
+                outcome = pickle.dumps((Outcome(row=schedule.planned_row(self.watcher.open[trial_id])), None))
                 self.watcher.on_trial_result(0, [], trial, {"outcome": outcome})
 
     monkeypatch.setattr(schedule.tune, "Tuner", Fit)
     heard = Heard()
-    schedule._run_kind(None, trials, heard, 2, str(tmp_path), threading.Event(), False)
-    assert len(rounds) == schedule.ATTEMPTS + 1
-    assert heard.starts.count(bad.id) == schedule.ATTEMPTS
+    schedule._run_kind(None, watcher(trials, heard, threading.Event()), 2, str(tmp_path), False)
+    assert len(rounds) == 4 and heard.starts.count(bad.id) == 3
+    assert [reason for _, reason in heard.losses] == [f"its process died ({n} of 3): starts again" for n in (1, 2)]
     assert set(heard.outcomes) == {trial.id for trial in trials}
     row = heard.outcomes[bad.id].row
-    assert (row.status, row.error_class) == ("failed", "crashed")
+    assert (row.status, row.error_class) == ("failed", "crashed") and row.attempts == 3
     assert row.error == ("lost 3 times: RuntimeError: 1 worker(s) were killed due to the node running low on memory")
 
 
@@ -504,17 +517,17 @@ def test_an_actor_that_never_ran_is_no_failure_of_its_trial(tmp_path, monkeypatc
                     event.set() if interrupted else event.clear()
                     self.watcher.on_trial_error(0, [], trial)
                 else:
-                    outcome = pickle.dumps(Outcome(row=schedule.planned_row(self.watcher.open[trial_id])))
+                    outcome = pickle.dumps((Outcome(row=schedule.planned_row(self.watcher.open[trial_id])), None))
                     self.watcher.on_trial_result(0, [], trial, {"outcome": outcome})
 
     monkeypatch.setattr(schedule.tune, "Tuner", Fit)
     heard = Heard()
     if interrupted:
         with pytest.raises(schedule.Interrupted):
-            schedule._run_kind(None, trials, heard, 2, str(tmp_path), event, False)
+            schedule._run_kind(None, watcher(trials, heard, event), 2, str(tmp_path), False)
         assert trials[1].id not in heard.outcomes and len(rounds) == 1
     else:
-        schedule._run_kind(None, trials, heard, 2, str(tmp_path), event, False)
+        schedule._run_kind(None, watcher(trials, heard, event), 2, str(tmp_path), False)
         assert rounds[1:] == [[trials[1].id]] and set(heard.outcomes) == {trial.id for trial in trials}
 
 
