@@ -64,11 +64,13 @@ class Axis:
     """What its values are drawn from, where they are not listed."""
 
     def find(self, value: Any) -> Label | None:
-        """Return the label that ``value`` names; on a range, any number."""
+        """Return the label that ``value`` names; on a range, any number in it."""
         if self.range is None:
             return find_label(self.labels, value)
-        number = _number(value)
-        return int(number) if number is not None and number.is_integer() and self.range.integer else number
+        number, (low, high) = _number(value), self.range.ends
+        if number is None or not low <= number <= high or (self.range.integer and not number.is_integer()):
+            return None
+        return int(number) if self.range.integer else number
 
     def assigned(self, label: Label) -> Assignments:
         """Return what a label changes in a trial's settings."""
@@ -193,7 +195,8 @@ def _as_read(settings: TrialSettings, path: str, label: Label) -> Label:
 
 def assigned_paths(axis: Axis) -> set[str]:
     """Return all that the axis sets."""
-    return {path for assignments in axis.assignments for path in assignments}
+    drawn = {full_path(axis.name)} if axis.range else set()
+    return drawn.union(*axis.assignments)
 
 
 def check_axes(axes: Sequence[Axis], overrides: Assignments, complain: Complaints) -> None:

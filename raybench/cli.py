@@ -262,7 +262,6 @@ def run(
     seconds = None if budget is None else _seconds(budget)  # before anything heavy: a typo is said at once
     choice = _load(suite, sets, only, limit, smoke)
     root = place(results)
-    from raybench.plan import snapshot
     from raybench.run import Options, run_missing
     from raybench.store import Store
     from raybench.summarize import summarize as make_table
@@ -275,7 +274,7 @@ def run(
         checkpoints.check()
     console = _console()
     store = Store(root, choice.suite)
-    store.open(snapshot(choice))
+    store.open()
     try:
         options = Options(
             data_dir=data_dir,
@@ -353,7 +352,8 @@ def plan(
     choice = _load(suite, sets, only, limit, smoke)
     loaded, store = choice.suite, Store(place(results), choice.suite)
     done, damaged = store.done()
-    trials = choice.trials(store.ended())
+    known = store.ended()
+    trials = choice.trials(known)
     console = _console()
     for line in damaged:
         console.print(line, style="yellow", soft_wrap=True)
@@ -390,11 +390,11 @@ def plan(
     grid.add_column("done", justify="right")
     grid.add_column("left", justify="right")
     for cell, point, members in planning.cells(trials):
-        ended = sum(trial.id in done for trial in members)
+        ended = sum(planning.is_done(loaded, trial, known) for trial in members)
         stage = [members[0].stage] if loaded.searches else []
         grid.add_row(*map(str, (*cell, *point)), *stage, str(len(members)), str(ended), str(len(members) - ended))
     out.print(grid)
-    planned, ended = choice.planned(), sum(trial.id in done for trial in trials)
+    planned, ended = choice.planned(), sum(planning.is_done(loaded, trial, known) for trial in trials)
     out.print(f"{planned} trials ({planning.sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
     if len(trials) < planned:
         out.print(f"{len(trials)} of them are known by now: the others follow from how these end")

@@ -120,7 +120,7 @@ def _chosen(suite: Suite, only: Mapping[str, Sequence[str]]) -> tuple[list[Point
     """Return the points of the grid and the seeds that ``only`` keeps."""
     points = _points(suite)
     seeds = [int(seed) for seed in suite.axis("seed").labels]
-    total = _total(suite, points, len(seeds))
+    total = _total(suite, points, seeds)
     if suite.trials is not None and suite.trials != total:
         raise SuiteError(f"{suite.source}: trials: says {suite.trials}, but the axes give {total} ({sizes(suite)})")
     keep = _only(suite, only)
@@ -131,11 +131,24 @@ def _chosen(suite: Suite, only: Mapping[str, Sequence[str]]) -> tuple[list[Point
     return points, seeds
 
 
+def is_done(suite: Suite, trial: Trial, ended: Mapping[str, Ended]) -> bool:
+    """Return whether a trial need not run again: one that was pruned only where it is one of those that prune."""
+    end = ended.get(trial.id)
+    return end is not None and (end.status != "pruned" or (suite.prune is not None and trial.stage == "search"))
+
+
 def _in_stages(grid: _Grid, points: list[Point], seeds: list[int], ended: Mapping[str, Ended]) -> list[Trial]:
-    """Return the trials of the search, and once all have ended those that confirm each cell's winner."""
+    """Return the trials of the search, and once all have ended those that confirm each cell's winner.
+
+    ``seeds`` are those that were chosen; a search that is to be confirmed has the first of the suite, chosen or not.
+    """
     suite = grid.suite
-    searched = seeds if suite.confirm == "none" else seeds[:1]
-    search = _drawn(grid, points, searched, ended) if suite.draw else grid.trials(points, searched, "search")
+    searched = seeds if suite.confirm == "none" else [int(suite.axis("seed").labels[0])]
+    if suite.draw:
+        search, complete = _drawn(grid, points, searched, ended)
+    else:
+        search = grid.trials(points, searched, "search")
+        complete = all(is_done(suite, trial, ended) for trial in search)
     for trial in search:
         epochs = trial.settings["train"]["epochs"]
         if suite.prune and not suite.prune.rungs(epochs):
@@ -143,29 +156,42 @@ def _in_stages(grid: _Grid, points: list[Point], seeds: list[int], ended: Mappin
                 f"{suite.source}: prune: first: {suite.prune.first} leaves no epoch to decide after: {trial.name} has"
                 f" {epochs}"
             )
-    complete = all(trial.id in ended for trial in search) and len(search) == _searched(suite, points, len(searched))
-    if suite.confirm == "none" or not complete:
+    if suite.confirm == "none":
         return search
-    won = _winners(suite, search, ended)
-    confirm = [
+    won = _winners(suite, search, ended, complete)
+    here = {trial.id for trial in won if trial.seed in seeds}
+    others = [
         replace(
             trial,
             id=identity(trial.settings, seed),
             seed=seed,
             labels={**trial.labels, "seed": seed},
-            draw=trial.draw if seed == trial.seed else None,
+            stage="confirm",
+            draw=None,
         )
         for seed in seeds
         for trial in won
+        if seed != trial.seed
     ]
-    ids = {trial.id for trial in confirm}
-    return [*(t for t in search if t.id not in ids), *(replace(t, stage="confirm") for t in confirm)]
+    return [*(replace(trial, stage="confirm") if trial.id in here else trial for trial in search), *others]
 
 
-def _winners(suite: Suite, search: Sequence[Trial], ended: Mapping[str, Ended]) -> list[Trial]:
-    """Return for each cell a trial with the point that won, in the order of the cells."""
+def _winners(suite: Suite, search: Sequence[Trial], ended: Mapping[str, Ended], complete: bool) -> list[Trial]:
+    """Return for each cell a trial with the point that won, in the order of the cells; none before all have ended.
+
+    Raises:
+        SuiteError: if the points of a cell are judged by different measures.
+    """
     won: list[Trial] = []
     for members in by_cell(search).values():
+        measures = {_measure(trial) for trial in members}
+        if len(measures) > 1:
+            listed = " and ".join(sorted(" of ".join(measure) for measure in measures))
+            raise SuiteError(
+                f"{suite.source}: search: points of one cell must be judged by one measure, not by {listed}"
+            )
+        if not complete:
+            continue
         values: dict[tuple[Label, ...], list[float]] = {trial.point: [] for trial in members}
         for trial in members:
             end = ended[trial.id]
@@ -176,40 +202,73 @@ def _winners(suite: Suite, search: Sequence[Trial], ended: Mapping[str, Ended]) 
     return won
 
 
-def _drawn(grid: _Grid, cells: list[Point], seeds: Sequence[int], ended: Mapping[str, Ended]) -> list[Trial]:
-    """Return the trials of every study so far: those that have ended, and the points drawn from them.
+def _measure(trial: Trial) -> tuple[str, ...]:
+    """Return what the value of a trial is: accuracies of different losses compare, losses do not."""
+    train = trial.settings["train"]
+    metric = train["best"]
+    return (metric,) if maximises(metric) else (metric, f"{train['loss']}, smoothed by {train['label_smoothing']}")
+
+
+def _drawn(
+    grid: _Grid, cells: list[Point], seeds: Sequence[int], ended: Mapping[str, Ended]
+) -> tuple[list[Trial], bool]:
+    """Return the trials of every study so far, those that have ended and the points drawn from them; and whether
+    all studies are over.
 
     A stored trial belongs to a study if its settings are what the suite makes of its labels today.
     """
     suite = grid.suite
     assert suite.draw is not None
-    space = {name: suite.axis(name).range or suite.axis(name).labels for name in suite.names("search")}
-    stored: dict[tuple[str, int, int], Trial] = {}
+    by_labels: dict[tuple[Label | None, ...], Point] = {
+        tuple(labels[name] for name in grid.compare): (labels, assigned) for labels, assigned in cells
+    }
+    stored: dict[tuple[tuple[Label | None, ...], int, int], Trial] = {}
     for trial_id, end in sorted(ended.items()):
-        if end.draw is not None and (trial := grid.again(end, cells)) and trial.id == trial_id:
-            stored.setdefault((json.dumps(trial.cell), trial.seed, end.draw), trial)
-    rounds: list[list[Trial]] = []
-    for seed, cell in itertools.product(seeds, cells):
-        key = tuple(cell[0][name] for name in suite.names("compare"))
+        if end.draw is not None and (trial := grid.again(end, by_labels)) and trial.id == trial_id:
+            stored.setdefault((trial.cell, trial.seed, end.draw), trial)
+    studies: list[list[Trial]] = []
+    complete = True
+    for seed, (key, cell) in itertools.product(seeds, by_labels.items()):
         study: list[Trial] = []
-        while len(study) < suite.draw.points and all(trial.id in ended for trial in study):
+        while len(study) < suite.draw.points and all(is_done(suite, trial, ended) for trial in study):
             first = len(study)
-            count = min(suite.draw.at_once, suite.draw.points - first)
-            known = {k: t for k in range(first, first + count) if (t := stored.get((json.dumps(key), seed, k)))}
-            drawn: list[dict[str, Label]] = []
-            if len(known) < count:
-                history = [({name: t.labels[name] for name in space}, ended[t.id]) for t in study]
-                metric = grid.typed(cell[1]).train.best
-                drawn = draw(
-                    space,
-                    history,
-                    count,
-                    seed=stream(seed, f"draw/{json.dumps(key)}/{first}") % 2**32,
-                    maximise=maximises(metric),
-                )
-            study += [known.get(k) or grid.drawn(cell, drawn[k - first], seed, k) for k in range(first, first + count)]
-        rounds.append(study)
-    return [trial for trials in itertools.zip_longest(*rounds) for trial in trials if trial is not None]
+            numbers = range(first, min(first + suite.draw.at_once, suite.draw.points))
+            known = {number: stored[key, seed, number] for number in numbers if (key, seed, number) in stored}
+            if len(known) < len(numbers):
+                known |= _draw_round(grid, cell, seed, numbers, known, study, ended)
+            if not known:  # the space has no further point
+                break
+            study += [known[number] for number in numbers if number in known]
+        complete = complete and all(is_done(suite, trial, ended) for trial in study)
+        studies.append(study)
+    return [trial for trials in itertools.zip_longest(*studies) for trial in trials if trial is not None], complete
+
+
+def _draw_round(
+    grid: _Grid,
+    cell: Point,
+    seed: int,
+    numbers: range,
+    known: Mapping[int, Trial],
+    study: Sequence[Trial],
+    ended: Mapping[str, Ended],
+) -> dict[int, Trial]:
+    """Return the trials of a round of a study that are not ``known``; fewer where the space has no other points."""
+    suite = grid.suite
+    space = {name: suite.axis(name).range or suite.axis(name).labels for name in grid.search}
+    key = json.dumps([cell[0][name] for name in grid.compare])
+    drawn = draw(
+        space,
+        [({name: trial.labels[name] for name in space}, ended[trial.id]) for trial in study],
+        len(numbers),
+        seed=stream(seed, f"draw/{key}/{numbers.start}") % 2**32,
+        maximise=maximises(grid.typed(cell[1]).train.best),
+    )
+    # Those known are among them, unless they were drawn otherwise: another version of Optuna, another `at_once`.
+    taken = [{name: trial.labels[name] for name in space} for trial in known.values()]
+    fresh = iter(point for point in drawn if point not in taken)
+    missing = (number for number in numbers if number not in known)
+    return {number: grid.drawn(cell, point, seed, number) for number, point in zip(missing, fresh, strict=False)}
 
 
 class _Grid:
@@ -250,16 +309,15 @@ class _Grid:
         trial = self._trial(labels, typed.model_dump(), _content(typed), seed, "search")
         return replace(trial, draw=number)
 
-    def again(self, ended: Ended, cells: Iterable[Point]) -> Trial | None:
+    def again(self, ended: Ended, cells: Mapping[tuple[Label | None, ...], Point]) -> Trial | None:
         """Return the trial that a stored one would be today; None if the suite no longer has its labels."""
         stored = ended.labels or {}
         labels = {name: self.suite.axis(name).find(stored.get(name)) for name in (*self.compare, *self.search)}
-        seed = stored.get("seed")
-        cell = next((cell for cell in cells if all(labels[name] == label for name, label in cell[0].items())), None)
-        if cell is None or seed is None or ended.draw is None:
-            return None
+        cell, seed = cells.get(tuple(labels[name] for name in self.compare)), stored.get("seed")
         point = {name: label for name in self.search if (label := labels[name]) is not None}
-        return self.drawn(cell, point, int(seed), ended.draw) if len(point) == len(self.search) else None
+        if cell is None or seed is None or ended.draw is None or len(point) < len(self.search):
+            return None
+        return self.drawn(cell, point, int(seed), ended.draw)
 
     def _trial(
         self, labels: Mapping[str, Label], settings: dict[str, Any], content: str, seed: int, stage: Stage
@@ -280,13 +338,20 @@ def start_order(suite: Suite, trials: Sequence[Trial]) -> list[Trial]:
     """Return ``trials`` in the order in which they are started and, where they prune each other, compared.
 
     Values are often listed from bad to good, and in that order nothing would be stopped: the points of each cell are
-    shuffled, by the hash that is a trial's id.
+    shuffled, by the hash that is a trial's id. Points that were drawn come in the order in which they were.
     """
-    if suite.prune is None or suite.draw is not None:
+    if suite.prune is None:
         return list(trials)
-    rank = {t.id: i for group in _brackets(trials) for i, t in enumerate(sorted(group, key=lambda t: t.id))}
-    seeds = list(suite.axis("seed").labels)
-    return sorted(trials, key=lambda t: (seeds.index(t.seed), rank.get(t.id, 0)))
+    seeds = {seed: number for number, seed in enumerate(suite.axis("seed").labels)}
+    rank: dict[str, int] = {}
+    for group in _brackets(trials):
+        rank |= {trial.id: number for number, trial in enumerate(_compared(group))}
+    return sorted(trials, key=lambda trial: (seeds[trial.seed], rank[trial.id]))
+
+
+def _compared(group: Sequence[Trial]) -> list[Trial]:
+    """Return the trials of a bracket in the order in which each is compared with those before it."""
+    return sorted(group, key=lambda trial: (trial.draw is None, trial.draw or 0, trial.id))
 
 
 def pruner(suite: Suite, trials: Sequence[Trial]) -> Pruner:
@@ -302,7 +367,7 @@ def pruner(suite: Suite, trials: Sequence[Trial]) -> Pruner:
             [(trial.id, trial.settings["train"]["epochs"]) for trial in group],
             maximise=maximises(group[0].settings["train"]["best"]),
         )
-        for group in _brackets(start_order(suite, trials))
+        for group in map(_compared, _brackets(trials))
     )
 
 
@@ -334,14 +399,14 @@ def count(suite: Suite) -> int:
     return (grid + len(suite.include)) * drawn * len(suite.axis("seed").labels)
 
 
-def _total(suite: Suite, points: Sequence[Point], seeds: int) -> int:
+def _total(suite: Suite, points: Sequence[Point], seeds: Sequence[int]) -> int:
     """Return how many trials the whole suite has, those included that are not known before others have ended."""
     if not suite.searches:
-        return len(points) * seeds
+        return len(points) * len(seeds)
     if suite.confirm == "none":
-        return _searched(suite, points, seeds)
+        return _searched(suite, points, len(seeds))
     won = len({tuple(labels[axis] for axis in suite.names("compare")) for labels, _ in points})
-    return _searched(suite, points, 1) + won * (seeds - 1)
+    return _searched(suite, points, 1) + won * len([seed for seed in seeds if seed != suite.axis("seed").labels[0]])
 
 
 def _searched(suite: Suite, points: Sequence[Point], seeds: int) -> int:
@@ -456,7 +521,7 @@ class Choice:
     def planned(self) -> int:
         """Return how many trials there are in the end."""
         points, seeds = _chosen(self.suite, self.only)
-        return min(_total(self.suite, points, len(seeds)), self.limit or MAX_TRIALS)
+        return min(_total(self.suite, points, seeds), self.limit or MAX_TRIALS)
 
     def seeds(self) -> list[int]:
         return _chosen(self.suite, self.only)[1]

@@ -72,6 +72,7 @@ class Bracket:
         self.order = [trial_id for trial_id, _ in trials]
         self.rungs = rule.rungs(max(epochs for _, epochs in trials))
         self.own_rungs = {trial_id: len(rule.rungs(epochs)) for trial_id, epochs in trials}
+        self._at = {trial_id: place for place, trial_id in enumerate(self.order)}
         self.curves: dict[str, list[float]] = {trial_id: [] for trial_id in self.order}
         self.ended: set[str] = set()
         self.stopped: dict[str, Decision] = {}
@@ -96,7 +97,7 @@ class Bracket:
 
     def pending(self, trial_id: str) -> bool:
         """Return whether a rung that the trial has reached is not decided."""
-        at, epochs = self.order.index(trial_id), len(self.curves[trial_id])
+        at, epochs = self._at[trial_id], len(self.curves[trial_id])
         reached = bisect.bisect_right(self.rungs[: self.own_rungs[trial_id]], epochs)
         return trial_id not in self.stopped and any(self._next[rung] <= at for rung in range(reached))
 

@@ -28,7 +28,7 @@ _SPREAD = ("n", "mean", "std", "min", "max", "epochs")
 STATISTICS = frozenset({*_SPREAD, "planned", "difference", *(f"published_{name}" for name in _SPREAD)})
 """Columns of tables that are no columns of results; like those, no axis may be called so."""
 
-Stage = Literal["grid", "search", "confirm"]
+Stage = Literal["grid", "search", "confirm", "former"]
 
 ErrorClass = Literal["out_of_memory", "diverged", "data", "weights", "crashed", "node_lost", "error"]
 
@@ -46,7 +46,8 @@ class TrialRow:
     suite: str
     stage: Stage = "grid"
     """Which part of the suite the trial belongs to: ``grid``, or where points are searched ``search`` and ``confirm``.
-    The search's trial of a point that won is one of those that confirm it."""
+    The search's trial of a point that won is one of those that confirm it. ``former``: of a search or a winner that the
+    suite no longer has."""
     draw: int | None = None
     """The number of its point in the study that drew it, from 0."""
     dataset: str
@@ -90,6 +91,8 @@ class TrialRow:
     weights_fingerprint: str | None = None
     threads: int | None = None
     workers: int | None = None
+    undecided: bool | None = measured()
+    """A search may yet find that this trial had lost, once those it is compared with have got as far."""
     epochs_run: int | None = measured()
     """All epochs trained: of a pruned trial more than ``epochs``, where the trials it is compared with came later."""
     attempts: int | None = measured()

@@ -16,7 +16,7 @@ from raybench.checkpoint import Checkpoints
 from raybench.errors import DataError
 from raybench.job import Job, prepare, source_key
 from raybench.live import Watch
-from raybench.plan import Choice, Trial, pruner, sizes, start_order
+from raybench.plan import Choice, Trial, expand, is_done, pruner, sizes, snapshot, start_order
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
 from raybench.search import Ended
 from raybench.settings import TrialSettings
@@ -50,21 +50,23 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         UserError: for anything that the user must mend first; nothing has run then.
     """
     suite, budget = choice.suite, Budget(options)
-    done, damaged = store.done()
+    _, damaged = store.done()
     for line in damaged:
         console.print(line, style="yellow", soft_wrap=True)
     sweep = _Sweep(choice, store)
-    planned, finished = choice.planned(), sum(trial.id in done for trial in sweep.trials)
+    planned, finished = choice.planned(), len(sweep.trials) - len(sweep.todo)
     console.print(f"[bold]{suite.name}[/bold]  {suite.about}", soft_wrap=True)
     count = "1 trial" if planned == 1 else f"{planned} trials"
     console.print(f"{count} ({sizes(suite)}): {finished} finished, {planned - finished} to run")
     if not sweep.todo:
+        store.keep(snapshot(choice))
         return "finished"
     with console.status("preparing") as status:
         job = prepare(suite, sweep.todo, options.data_dir, status.update)
         for note in job.notes:
             console.print(f"WARNING: {note}", style="yellow", markup=False, soft_wrap=True)
         _refuse_other_data(job, store)
+        store.keep(snapshot(choice))
         status.update("loading Ray")
         from raybench import schedule  # seconds: not for a run that has nothing to do
     with contextlib.ExitStack() as stack:
@@ -146,11 +148,12 @@ class _Sweep:
 
     def go_on(self) -> None:
         """Look at what has ended, and plan what follows from it."""
-        ended = {**self.failed, **self.store.ended()}
+        suite, ended = self.choice.suite, {**self.failed, **self.store.ended()}
         self.trials = self.choice.trials(ended)
-        self.todo = start_order(self.choice.suite, [trial for trial in self.trials if trial.id not in ended])
-        if self.choice.suite.searches:
-            self.store.set_stages({trial.id: trial.stage for trial in self.trials})
+        self.todo = start_order(suite, [trial for trial in self.trials if not is_done(suite, trial, ended)])
+        # A trial has its stage whatever was chosen to run.
+        whole = expand(suite, ended=ended) if self.choice.only or self.choice.limit else self.trials
+        self.store.set_stages({trial.id: trial.stage for trial in whole})
 
 
 class _Recorder:
@@ -163,10 +166,9 @@ class _Recorder:
         self.pruner = pruner(sweep.choice.suite, sweep.trials)
         self.curves: dict[str, list[EpochRow]] = {}
         self.begun: dict[str, TrialRow] = {}
-        self.waiting: dict[str, tuple[Trial, Outcome]] = {}
-        """Trials that have finished, and may yet be found to have lost before: those they compete with come later."""
-        self.undecided: set[str] = set()
-        """Such trials of an earlier run, which stored them when it was interrupted."""
+        self.undecided: dict[str, Trial] = {}
+        """Trials that are stored as finished, and may yet be found to have lost before: those they compete with come
+        later."""
         if self.pruner.brackets:
             self._replay()
 
@@ -182,8 +184,9 @@ class _Recorder:
                 for epoch, value in zip(curves[trial.id]["epoch"], curves[trial.id][metric], strict=True):
                     self.pruner.report(trial.id, int(epoch), float(value))
             self.pruner.end(trial.id)
-        status = self.store.done()[0]
-        self.undecided = {trial.id for trial in stored if status.get(trial.id) in FINISHED}
+        flags, _ = self.store.read("trials", ["trial_id", "undecided"])
+        flagged = set(flags["trial_id"][flags["undecided"].eq(True)])
+        self.undecided = {trial.id: trial for trial in stored if trial.id in flagged}
         self._release()
 
     def started(self, trial: Trial) -> None:
@@ -209,9 +212,9 @@ class _Recorder:
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         self.budget.took(trial, outcome.row.wall_seconds or 0)
         if outcome.row.status in FINISHED and self.pruner.pending(trial.id):
-            self.waiting[trial.id] = trial, outcome
-        else:
-            self._store(trial, outcome)
+            self.undecided[trial.id] = trial
+            outcome = replace(outcome, row=replace(outcome.row, undecided=True))
+        self._store(trial, outcome)
         self._ended(trial)
 
     def lost(self, trial: Trial, reason: str) -> None:
@@ -227,14 +230,15 @@ class _Recorder:
         self.begun.pop(trial.id, None)
 
     def _release(self) -> None:
-        """Store the trials of which it has come out whether they lost."""
-        for trial_id in [trial_id for trial_id in self.waiting if not self.pruner.pending(trial_id)]:
-            self._store(*self.waiting.pop(trial_id))
+        """Put an end to the doubt about trials where there is none any more."""
         for trial_id in [trial_id for trial_id in self.undecided if not self.pruner.pending(trial_id)]:
-            self.undecided.remove(trial_id)
+            trial = self.undecided.pop(trial_id)
             if lost := self.pruner.stopped(trial_id):
                 outcome = self.store.outcome(trial_id)
-                self.store.write(pruned(outcome.row, outcome.epochs, lost.epoch))
+                row = replace(outcome.row, undecided=None, stage=trial.stage)
+                self.store.write(pruned(row, outcome.epochs, lost.epoch))
+            else:
+                self.store.set_decided(trial_id)
 
     def _store(self, trial: Trial, outcome: Outcome) -> None:
         lost = self.pruner.stopped(trial.id)
@@ -248,11 +252,7 @@ class _Recorder:
             self.sweep.failed[trial.id] = Ended("failed", None, outcome.row.epochs)
 
     def close(self) -> None:
-        """Keep what waits, and for people to read what was decided: it follows from the curves, and is made anew in
-        every run."""
-        for trial, outcome in self.waiting.values():
-            self.store.write(outcome)
-            self.watch.ended(trial, outcome)
+        """Keep what was decided, for people to read: it follows from the curves, and is made anew in every run."""
         if self.pruner.brackets:
             self.store.write_decisions(self.pruner.decisions)
 

@@ -156,9 +156,10 @@ def connect(address: str, *, verbose: bool = False) -> Iterator[Cluster]:
                 logging_level=logging.INFO if verbose else logging.ERROR,
                 runtime_env={"env_vars": ACTOR_ENVIRONMENT},
             )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"--address {address}: no Ray cluster answers there: {reason}") from None
+        except Exception as error:  # Ray raises plain ones too, as when a node is slow to start
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            what = "Ray could not start" if address == "local" else "no Ray cluster answers there"
+            raise UserError(f"--address {address}: {what}: {reason}") from None
         stack.callback(ray.shutdown)
         total = ray.cluster_resources()
         yield Cluster(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raybench.errors import SuiteError
 from raybench.records import FINISHED, Status
 from raybench.settings import Section
 
@@ -101,7 +100,7 @@ def draw(
     seed: int,
     maximise: bool,
 ) -> list[Point]:
-    """Return the next ``count`` points of a study, all different, by Optuna's TPE sampler.
+    """Return the next ``count`` points of a study, all different, by Optuna's TPE sampler; fewer if there are no more.
 
     The same arguments give the same points: nothing is kept between calls.
 
@@ -110,9 +109,6 @@ def draw(
         history: the points drawn before, and how their trials ended; a failed one counts for nothing. Without any, the
             points are random.
         seed: of the sampler, another one for every round of a study.
-
-    Raises:
-        SuiteError: if the space has no further point.
     """
     import optuna  # here, because it takes half a second
 
@@ -136,11 +132,19 @@ def draw(
         if known == TRIES:
             study.sampler = optuna.samplers.RandomSampler(seed=seed)
         elif known > 10 * TRIES:
-            raise SuiteError(
-                f"draw: points: {len(taken)} different points were found in {' x '.join(space)}, and hardly another:"
-                " draw fewer"
-            )
+            break
     return points
+
+
+def size(space: Mapping[str, Range | Sequence[Value]]) -> float:
+    """Return the number of points in a space."""
+    return math.prod(_count(values) for values in space.values())
+
+
+def _count(values: Range | Sequence[Value]) -> float:
+    if not isinstance(values, Range):
+        return len(values)
+    return values.ends[1] - values.ends[0] + 1 if values.integer else math.inf
 
 
 def _distribution(values: Range | Sequence[Value]) -> optuna.distributions.BaseDistribution:

@@ -134,8 +134,8 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def open(self, snapshot: Mapping[str, Any]) -> None:
-        """Create the folders, take the lock, and keep the suite as it is about to run.
+    def open(self, snapshot: Mapping[str, Any] | None = None) -> None:
+        """Create the folders, take the lock, and `keep` the snapshot, if it is known yet.
 
         Raises:
             UserError: if another run writes here, or the folder cannot be written.
@@ -152,8 +152,9 @@ class Store:
                 for path in _singles(self.folder / kind):
                     if path.stem in merged:
                         path.unlink()
-            self._merged = _merged_ids(self.folder / "trials")
-            _replace(self.folder / SNAPSHOT, json.dumps(snapshot, indent=1, default=str).encode())
+            self._merged = set().union(*(_merged_ids(self.folder / kind) for kind in get_args(Kind)))
+            if snapshot is not None:
+                self.keep(snapshot)
             self._patience = PATIENCE
         except UserError:
             self.close()
@@ -168,6 +169,10 @@ class Store:
             raise UserError(
                 f"{self.folder}: cannot be written: {error.strerror or error}; choose another --results"
             ) from None
+
+    def keep(self, snapshot: Mapping[str, Any]) -> None:
+        """Keep the suite as it is about to run: what `raybench summarize` shows."""
+        _replace(self.folder / SNAPSHOT, json.dumps(snapshot, indent=1, default=str).encode())
 
     def close(self) -> None:
         self._patience = ()
@@ -206,21 +211,33 @@ class Store:
 
     @_patient
     def set_stages(self, stages: Mapping[str, Stage]) -> None:
-        """Make the stored rows say which stage their trials belong to: a search's winner comes to confirm itself."""
+        """Make the stored rows say which stage their trials belong to: a search's winner comes to confirm itself.
+
+        Rows of trials that belong to none, such as a winner of before, are ``former`` ones.
+        """
         rows, _ = self.read("trials", ["trial_id", "stage"])
         stored = dict(zip(rows["trial_id"], rows["stage"], strict=True))
-        wrong = {id_ for id_, stage in stages.items() if stored.get(id_, stage) != stage}
+        wanted = {id_: stages.get(id_, "grid" if stage == "grid" else "former") for id_, stage in stored.items()}
+        self._set("stage", {id_: stage for id_, stage in wanted.items() if stored[id_] != stage})
+
+    @_patient
+    def set_decided(self, trial_id: str) -> None:
+        """Say of a stored trial that its search has not found it to have lost, and will not."""
+        self._set("undecided", {trial_id: None})
+
+    def _set(self, column: str, values: Mapping[str, Any]) -> None:
+        """Change one column of the rows of some trials, wherever they lie."""
         folder = self.folder / "trials"
-        files = [path for path in _singles(folder) if path.stem in wrong]
-        files += [path for path in _merged(folder) if wrong & _ids_in(path)]
+        files = [path for path in _singles(folder) if path.stem in values]
+        files += [path for path in _merged(folder) if values.keys() & _ids_in(path)] if values else []
         for path in files:
             table = _content(path)
-            now = [
-                stages.get(id_, was)
-                for id_, was in zip(*(table[c].to_pylist() for c in ("trial_id", "stage")), strict=True)
-            ]
-            at = table.schema.get_field_index("stage")
-            _replace(path, _parquet(table.set_column(at, "stage", pa.array(now, pa.string()))))
+            at = table.schema.get_field_index(column)  # none in a file from before it was added
+            ids, kind = table["trial_id"].to_pylist(), TRIALS.field(column).type
+            before = [None] * len(ids) if at < 0 else table[column].to_pylist()
+            now = pa.array([values.get(id_, was) for id_, was in zip(ids, before, strict=True)], kind)
+            table = table.append_column(column, now) if at < 0 else table.set_column(at, column, now)
+            _replace(path, _parquet(table))
 
     @_patient
     def write_decisions(self, decisions: Sequence[Decision]) -> None:
@@ -245,7 +262,7 @@ class Store:
 
     def _take_out(self, trial_id: str) -> None:
         """Remove a trial from the merged files, for rows of its own to take their place."""
-        for kind in ("trials", "epochs", "predictions"):
+        for kind in ("trials", "epochs", "predictions"):  # its row first: without the others it must not look whole
             for path in _merged(self.folder / kind):
                 if trial_id in (ids := _ids_in(path)):
                     table = _content(path)
@@ -278,14 +295,8 @@ class Store:
 
     def outcome(self, trial_id: str) -> Outcome:
         """Return what is stored of a trial, but for its predictions."""
-        trials, epochs = (
-            [
-                row
-                for row in rows.astype(object).where(rows.notna(), None).to_dict("records")
-                if row["trial_id"] == trial_id
-            ]
-            for rows in (self.read("trials")[0], self.read("epochs")[0])
-        )
+        found = (rows[rows["trial_id"] == trial_id] for rows in (self.read("trials")[0], self.read("epochs")[0]))
+        trials, epochs = (rows.astype(object).where(rows.notna(), None).to_dict("records") for rows in found)
         row = {**trials[0], "axes": {name: trials[0].pop(name) for name in self._axes}}
         ordered = sorted(epochs, key=lambda epoch: epoch["epoch"])
         return Outcome(row=_row(TrialRow, row), epochs=tuple(_row(EpochRow, epoch) for epoch in ordered))

@@ -34,7 +34,7 @@ from raybench.axes import (
 )
 from raybench.errors import SuiteError, UserError, did_you_mean
 from raybench.prune import Prune
-from raybench.search import Confirm, Draw, Range
+from raybench.search import Confirm, Draw, Range, size
 from raybench.settings import (
     SHORT,
     Assignments,
@@ -297,6 +297,9 @@ def _check_search(file: SuiteFile, axes: Sequence[Axis], complain: Complaints) -
     if file.draw:
         if not search:
             raise complain.at(("draw",), "there is nothing to draw: name axes under search")
+        there = size({axis.name: axis.range or axis.labels for axis in search})
+        if file.draw.points > there:
+            raise complain.at(("draw", "points"), f"there are only {there:.0f} different points to draw")
         for i, group in enumerate(file.zip):
             if any(axis.name in group for axis in search):
                 raise complain.at(("zip", i), "axes of search are drawn one by one: they cannot go in step")

@@ -117,12 +117,13 @@ def summarize(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> Tabl
     search = [axis for axis in search if suite.confirm == "winner" or len({labels[axis] for labels, _ in cells}) > 1]
     axes = [*suite.names("compare"), *search]
     keys = [key for key in PUBLISHED if any(key in reference for reference in suite.reference)]
+    seeds = len(suite.axis("seed").labels)
     table: list[tuple[Label | None, ...]] = []
     beside: list[Mapping[str, Any]] = []
     for (labels, members), (count, mean, *spread) in zip(cells, measured, strict=True):
         published = _published(suite, labels)
         beside.append(published)
-        values = [*(labels[axis] for axis in axes), int(count or 0), len(members), mean, *spread]
+        values = [*(labels[axis] for axis in axes), int(count or 0), len(members) or seeds, mean, *spread]
         values += [published.get(key) for key in keys]
         if "mean" in keys:
             values.append(mean - published["mean"] if mean is not None and "mean" in published else None)

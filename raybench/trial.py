@@ -136,7 +136,7 @@ def planned_row(trial: Trial) -> TrialRow:
         model=str(trial.labels.get("model", settings.model.name)),
         augmentation=str(trial.labels.get("augmentation", "+".join(part.name for part in settings.augmentation))),
         seed=trial.seed,
-        lr=settings.train.lr,
+        lr=settings.train.in_phases()[0].lr,
         axes={name: label for name, label in trial.labels.items() if name not in OWN_COLUMN},
         stage=trial.stage,
         draw=trial.draw,
