@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from raybench import cli, objects
@@ -41,17 +42,8 @@ def suite(load_suite: Callable[..., Any]) -> Suite:
 
 def outcome(trial_id: str) -> Outcome:
     given = {"suite": "remote", "dataset": "digits", "model": "mlp", "augmentation": "none", "seed": 0, "lr": 0.1}
-    return Outcome(
-        row=TrialRow(
-            trial_id=trial_id,
-            status="completed",
-            test_accuracy=0.5,
-            selection="val_loss",
-            validation="test",
-            settings="{}",
-            **given,
-        )
-    )
+    ended = {"status": "completed", "test_accuracy": 0.5, "selection": "val_loss", "validation": "test"}
+    return Outcome(row=TrialRow(trial_id=trial_id, settings="{}", **given, **ended))
 
 
 def refused(results: str) -> str:
@@ -326,6 +318,7 @@ def test_commands_read_a_uri(raybench: Any, bucket: str, suite: Suite, monkeypat
         store.write(outcome(trial.id))
     store.close()
     monkeypatch.setenv("RAYBENCH_RESULTS", f"{bucket}/results")
+    assert len(pd.read_parquet(f"{bucket}/results/remote/trials")) == 2
     assert "2 done, 1 to run" in raybench("plan", "remote.yaml")[1]
     assert "\nremote: 2 stored trials\n" in raybench("check", "remote.yaml")[1]
     status, table, err = raybench("summarize", "remote", "--format", "csv")
