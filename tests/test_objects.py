@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from raybench import cli, objects
@@ -41,11 +42,8 @@ def suite(load_suite: Callable[..., Any]) -> Suite:
 
 def outcome(trial_id: str) -> Outcome:
     given = {"suite": "remote", "dataset": "digits", "model": "mlp", "augmentation": "none", "seed": 0, "lr": 0.1}
-    return Outcome(
-        row=TrialRow(
-            trial_id=trial_id, status="completed", selection="val_loss", validation="test", settings="{}", **given
-        )
-    )
+    ended = {"status": "completed", "test_accuracy": 0.5, "selection": "val_loss", "validation": "test"}
+    return Outcome(row=TrialRow(trial_id=trial_id, settings="{}", **given, **ended))
 
 
 def refused(results: str) -> str:
@@ -162,6 +160,7 @@ def test_storage_that_stays_away_ends_the_run(
     bucket: str, storage: Any, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "PATIENCE", (0, 0))
+    monkeypatch.setattr(objects, "ATTEMPTS", 1)
     store = Store(place(bucket), suite)
     store.open({})
     for number in range(3):
@@ -319,10 +318,11 @@ def test_commands_read_a_uri(raybench: Any, bucket: str, suite: Suite, monkeypat
         store.write(outcome(trial.id))
     store.close()
     monkeypatch.setenv("RAYBENCH_RESULTS", f"{bucket}/results")
+    assert len(pd.read_parquet(f"{bucket}/results/remote/trials")) == 2
     assert "2 done, 1 to run" in raybench("plan", "remote.yaml")[1]
     assert "\nremote: 2 stored trials\n" in raybench("check", "remote.yaml")[1]
     status, table, err = raybench("summarize", "remote", "--format", "csv")
-    assert (status, err) == (0, "") and ",2,3," in table
+    assert (status, err) == (0, "") and "\n2,3,0.5,0.0,0.5,0.5," in table
     assert raybench("summarize", f"{bucket}/results/remote", "--format", "csv") == (0, table, "")
     assert raybench("compact", "remote") == (0, f"{bucket}/results/remote: 2 trials merged\n", "")
     assert raybench("summarize", "remote", "--format", "csv") == (0, table, "")
