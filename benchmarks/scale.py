@@ -43,18 +43,23 @@ class Noting(Store):
 
     every = 1000
     count = 0
-    last = 0.0
+    last = 0.0, 0.0
+    """Wall and CPU time at the row before."""
 
     def write(self, outcome: Outcome) -> None:
         super().write(outcome)
         self.count += 1
         if self.count % self.every == 0:
-            cost = 1e3 * (time.perf_counter() - self.last) / self.every
+            wall, cpu = (1e3 * (n - last) / self.every for n, last in zip(now(), self.last, strict=True))
             files = sum(path.is_file() for path in self.folder.rglob("*"))
-            # While Ray runs, what is printed to stdout is dropped.
-            print(f"| {self.count:,} | {resident():,.0f} | {cost:.1f} | {files} |", file=sys.__stdout__, flush=True)
+            line = f"| {self.count:,} | {resident():,.0f} | {wall:.0f} | {cpu:.1f} | {files} |"
+            print(line, file=sys.__stdout__, flush=True)  # while Ray runs, what is printed to stdout is dropped
         if self.count % self.every == 0 or self.count == 1:  # the first row comes after Ray's start
-            self.last = time.perf_counter()
+            self.last = now()
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
 
 
 def resident() -> float:
@@ -83,8 +88,9 @@ def main() -> None:
         store.every = arguments.every
         store.open({})
         options, console = Options(data_dir=folder), Console(file=io.StringIO())
-        print(f"{resident():,.0f} MB before\n\n| trials ended | driver, MB | ms/trial | files of results |")
-        print("|--:|--:|--:|--:|")
+        print(f"{resident():,.0f} MB before\n")
+        print("| trials ended | driver, MB | ms/trial | driver's CPU, ms/trial | files of results |")
+        print("|--:|--:|--:|--:|--:|")
         run_missing(choice, store, options, console)
         print("\n| once for all | s |\n|:--|--:|")
         with timed("expansion"):

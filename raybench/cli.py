@@ -319,9 +319,7 @@ def run(
 @click.option(
     "--changes", is_flag=True, help="Print what changes from each cell to the next instead: setting, before, after."
 )
-@click.option(
-    "--measure", is_flag=True, help="Also time a few batches of each kind of trial here: hours, memory, at most."
-)
+@click.option("--measure", is_flag=True, help="Also time a few batches of each kind of trial here: hours, memory.")
 @data_option
 @address_option
 @concurrency_option
@@ -452,7 +450,10 @@ def _show_cost(
         total.epochs += row.epochs
         total.device_seconds += row.device_seconds
     images = f"noise in place of {', '.join(sorted(meter.random))}" if meter.random else "the suite's images"
-    out.print(f"\nmeasured on {device_name(meter.device.type)} with {images}; at most:", soft_wrap=True)
+    out.print(
+        f"\nmeasured on {device_name(meter.device.type)} with {images}, all epochs, none slowed by others:",
+        soft_wrap=True,
+    )
     out.print(grid)
     out.print(
         f"{total.trials} trials, {total.epochs:,} epochs, {total.device_seconds / 3600:.3g} {unit}:"

@@ -3,8 +3,8 @@
     meter = Meter(suite.source, data_dir)
     rows, wall = estimate(rounds(choice, ended), meter.cost, slots, gpus=False)
 
-Upper bounds, for early stopping and pruning only make it less; but trials that share a device or a memory bus slow each
-other down, and that is not measured.
+All epochs are counted: early stopping and pruning make it less. Trials that share a device or a memory bus slow each
+other down: that is not measured.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -295,6 +296,27 @@ def test_plan_of_changes_is_a_table_of_settings(raybench: Raybench) -> None:
         ["mlp", "mild"],
         ["small_cnn", "mild", "model.name", "mlp", "small_cnn"],
     ]
+
+
+def test_plan_measures_what_is_to_run(raybench: Raybench, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raybench import measure, schedule, trial
+
+    cluster = schedule.Cluster(cpus=2, gpus=0, nodes=1, dashboard=None)
+    monkeypatch.setattr(schedule, "connect", lambda address: contextlib.nullcontext(cluster))
+    monkeypatch.setattr(measure.Meter, "cost", lambda *_: measure.Cost(3600, 1_500_000_000))
+    monkeypatch.setattr(trial, "device_name", lambda device: "a machine")
+    status, out, err = raybench("plan", "small.yaml", "--measure")
+    assert (status, err) == (0, "")
+    assert [" ".join(line.split()) for line in out.splitlines()[-6:]] == [
+        "",
+        "measured on a machine with the suite's images, all epochs, none slowed by others:",
+        "model to run epochs a trial CPU hours memory",
+        "mlp 2 40 1:00:00 2 1.50 GB",
+        "small_cnn 4 80 1:00:00 4 1.50 GB",
+        "6 trials, 120 epochs, 6 CPU hours: 3:00:00 on 2 CPUs and 0 GPUs, without Ray's start",
+    ]
+    alone = raybench("plan", "small.yaml", "--measure", "--max-concurrent", "1").out
+    assert alone.endswith("6 CPU hours: 6:00:00 on 2 CPUs and 0 GPUs, without Ray's start\n")
 
 
 def test_plan_of_a_smoke_run_is_another(raybench: Raybench) -> None:
