@@ -53,15 +53,6 @@ def no_memory(shape, classes):
     def fail(): raise MemoryError("no room")
     return Slow(mlp(shape, classes), fail)
 
-@MODELS.register("hog")
-def hog(shape, classes, *, mebibytes, seconds=0.3):
-    held = []
-    def take():
-        if len(held) < mebibytes // 100:
-            held.append(b"x" * (100 << 20))
-        time.sleep(seconds)
-    return Slow(mlp(shape, classes), take)
-
 @MODELS.register("data_error")
 def data_error(shape, classes):
     from raybench.errors import DataError
@@ -86,7 +77,9 @@ def place() -> Iterator[Path]:
     (folder / "lib").mkdir()
     (folder / "driver").mkdir()
     (folder / "lib" / "faulty_module.py").write_text(MODULE)
-    yield folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder / "lib"))  # suites are loaded here too
+        yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -260,6 +253,18 @@ def test_no_memory_beside_others_is_tried_again_alone(place, head, add_node) -> 
     assert sorted(run.lines("starts again")) == [
         f"no_memory/s{seed}: out of memory: starts again at the end, alone" for seed in (0, 1)
     ]
+
+
+def test_a_kill_by_the_memory_monitor_costs_one_trial(place, head, add_node) -> None:
+    """The second node takes itself for full, and kills whatever starts there."""
+    add_node(RAY_memory_usage_threshold="0.01", RAY_memory_monitor_refresh_ms="100")
+    run = Run(place, head, "model: slow\n")
+    assert run.process.wait(400) in (0, 1)
+    rows = run.end(run.process.returncode)
+    killed = run.lines("starts again")
+    assert killed and all(line.endswith(": out of memory: starts again at the end, alone") for line in killed)
+    assert (rows["attempts"] == 1).any() and set(rows["attempts"]) <= {1, 2}
+    assert set(rows["error_class"].dropna()) <= {"out_of_memory"}
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_harms_no_row(place, head) -> None:
