@@ -169,7 +169,7 @@ def test_trials_run_on_every_node_and_only_the_driver_writes(place, head, add_no
     assert list(rows["status"]) == ["completed"] * 4 and list(rows["attempts"]) == [1] * 4
     assert run.lines("Ray: 2 nodes, 2 CPUs, 0 GPUs")
     assert max(used) == 1, "the head has one CPU, so at most one trial; the other ran elsewhere"
-    assert list(run.folder.glob("tmp/*")) == []
+    assert list(run.folder.glob("tmp/raybench-*")) == []
 
 
 def test_the_processes_of_a_worker_group_may_lie_on_several_nodes(place, head, add_node) -> None:
