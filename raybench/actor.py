@@ -43,6 +43,10 @@ STOP_SECONDS = 60
 """How long a worker group may take to notice that it is to stop: an epoch, usually."""
 
 
+PEER_GONE = "by peer"
+"""In what gloo says where another process of the group has gone: connection closed, or reset, by peer."""
+
+
 class Fetched(Mapping[str, Any]):
     """Objects that lie in Ray's object store, fetched when they are looked up; their arrays are shared, not copied."""
 
@@ -97,12 +101,17 @@ def sort_loss(error: Exception) -> tuple[ErrorClass, str | None]:
     """
     if isinstance(error, MemoryKill | ray.exceptions.OutOfMemoryError):
         return "out_of_memory", None
-    if isinstance(error, ray.exceptions.RayTaskError):
+    if not _is_gone(error):
         return "error", None
     if not isinstance(error, ray.exceptions.RayActorError) or error.actor_id is None:
         return "crashed", None
     node = ray._private.state.actors(error.actor_id)["Address"]["NodeID"]  # private
     return "crashed", None if node == ray.get_runtime_context().get_node_id() else node
+
+
+def _is_gone(error: Exception) -> bool:
+    """Return whether ``error`` comes from Ray itself, and not from code that ran on it."""
+    return isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def alive_nodes() -> set[str]:
@@ -202,16 +211,16 @@ class _WorkerGroup:
                 ),
             ).fit()
         except train.WorkerGroupError as error:
-            # A process that is left alone fails too, for its peers are gone: one that has gone says more.
-            cause = min(
-                error.worker_failures.values(), key=lambda cause: isinstance(cause, ray.exceptions.RayTaskError)
-            )
-            error_class, node = sort_loss(cause)
-            row = failed(planned_row(trial), cause)
+            # A process whose peer has gone fails too; the peer says more.
+            causes = [cause for _, cause in sorted(error.worker_failures.items())]
+            cause = min(causes, key=lambda cause: (not _is_gone(cause), PEER_GONE in str(cause)))
             if isinstance(cause, Failed):
-                row = cause.row()
-            elif error_class != "error":
-                row = dataclasses.replace(row, error_class=error_class)
+                row, node = cause.row(), None
+                if PEER_GONE in str(cause):
+                    row = dataclasses.replace(row, error_class="crashed")
+            else:
+                error_class, node = sort_loss(cause)
+                row = dataclasses.replace(failed(planned_row(trial), cause), error_class=error_class)
             tune.report(outcome_metrics(Outcome(row=row), node))
         finally:
             _running["ended"].set()

@@ -271,7 +271,12 @@ def _run_kind(trial_class: type[tune.Trainable], watcher: _Watcher, slots: int, 
         if not down and before == (len(open_trials), watcher.losses.total()):
             down = set(ids)
         for trial_id in down:
-            watcher.lose(open_trials[trial_id], cause)
+            watcher.count_loss(trial_id, _lost_outcome(open_trials[trial_id], cause, "crashed"))
+
+
+def _lost_outcome(trial: Trial, error: Exception, error_class: ErrorClass) -> Outcome:
+    """Return what a trial leaves behind that went down with ``error`` and sent nothing of its own."""
+    return Outcome(row=replace(failed(planned_row(trial), error), error_class=error_class))
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]
@@ -370,21 +375,23 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             if "The actor never ran" in str(error):
                 self.running.discard(known.id)  # no fault of the trial: the next round starts it again
             else:
-                self.lose(known, error)
+                self._lose(known, error)
 
-    def lose(self, trial: Trial, error: Exception) -> None:
+    def _lose(self, trial: Trial, error: Exception) -> None:
         """Take note of a trial that went down with ``error`` and sent no row of its own."""
         error_class, node = sort_loss(error)
-        row = replace(failed(planned_row(trial), error), error_class=error_class)
+        outcome = _lost_outcome(trial, error, error_class)
         if error_class == "error":
-            self._end(trial.id, Outcome(row=row))
+            self._end(trial.id, outcome)
         else:
-            self._lost(trial.id, Outcome(row=row), node)
+            self._lost(trial.id, outcome, node)
 
     def _lost(self, trial_id: str, outcome: Outcome, node: str | None) -> None:
         self.running.discard(trial_id)
+        if self._stopped(trial_id):
+            return
         if node is None:
-            self._count_loss(trial_id, outcome)
+            self.count_loss(trial_id, outcome)
         else:
             self.undecided.append((trial_id, outcome, node, time.monotonic() + NODE_SECONDS))
 
@@ -399,11 +406,11 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
                 elif time.monotonic() < until:
                     continue
                 self.undecided.remove(loss)
-                self._count_loss(trial_id, outcome)
+                self.count_loss(trial_id, outcome)
             if not wait or self.interrupted.wait(0.2):
                 return
 
-    def _count_loss(self, trial_id: str, outcome: Outcome) -> None:
+    def count_loss(self, trial_id: str, outcome: Outcome) -> None:
         """Let a lost trial start again in the next round, or end it."""
         trial, error_class = self.open[trial_id], outcome.row.error_class
         assert error_class is not None
@@ -413,12 +420,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             self.alone.add(trial_id)
             reason = "out of memory: starts again at the end, alone"
         elif times < LIMITS.get(error_class, 0):
-            what = (
-                "its node is gone"
-                if error_class == "node_lost"
-                else f"its process died ({times} of {LIMITS['crashed']})"
-            )
-            reason = f"{what}: starts again"
+            what = {"crashed": f"its process died ({times} of {LIMITS['crashed']})", "node_lost": "its node is gone"}
+            reason = f"{what[error_class]}: starts again"
         else:
             if error_class in LIMITS:
                 outcome = replace(outcome, row=replace(outcome.row, error=f"lost {times} times: {outcome.row.error}"))
