@@ -33,7 +33,7 @@ from ray.util.queue import Empty
 
 from raybench.job import Job
 from raybench.plan import Trial
-from raybench.records import EpochRow, ErrorClass, Outcome, TrialRow
+from raybench.records import EpochRow, Outcome, TrialRow
 from raybench.settings import Resources
 from raybench.train import World
 from raybench.trial import failed, planned_row
@@ -94,19 +94,23 @@ class MemoryKill(ray.exceptions.RayActorError):  # type: ignore[misc]
     """Ray's memory monitor killed the actor; what Ray raises itself, Tune does not take for the end of an actor."""
 
 
-def sort_loss(error: Exception) -> tuple[ErrorClass, str | None]:
-    """Return what took a process down with ``error``; where that may have been its node, also which.
+def lost_row(trial: Trial, error: Exception) -> tuple[TrialRow, str | None]:
+    """Return the failed row of a trial that sent none itself; where its node may be what was lost, also which.
 
-    A node that goes takes its processes with it, and Ray may miss them first. "error" means that no process died.
+    A node that goes takes its processes with it, and Ray may miss them first.
     """
+    row = failed(planned_row(trial), error)
     if isinstance(error, MemoryKill | ray.exceptions.OutOfMemoryError):
-        return "out_of_memory", None
+        return dataclasses.replace(row, error_class="out_of_memory"), None
     if not _is_gone(error):
-        return "error", None
+        return row, None
+    row = dataclasses.replace(row, error_class="crashed")
+    if isinstance(error, ray.exceptions.ActorDiedError):  # its last line says how; all of them are in the traceback
+        row = dataclasses.replace(row, error=str(error).splitlines()[-1].partition(" Some common causes")[0])
     if not isinstance(error, ray.exceptions.RayActorError) or error.actor_id is None:
-        return "crashed", None
+        return row, None
     node = ray._private.state.actors(error.actor_id)["Address"]["NodeID"]  # private
-    return "crashed", None if node == ray.get_runtime_context().get_node_id() else node
+    return row, None if node == ray.get_runtime_context().get_node_id() else node
 
 
 def _is_gone(error: Exception) -> bool:
@@ -165,7 +169,7 @@ def epoch_metrics(row: EpochRow, trial: TrialRow) -> dict[str, Any]:
 
 
 def outcome_metrics(outcome: Outcome, node: str | None = None) -> dict[str, Any]:
-    """Return the last report of a trial: all that it leaves behind, and the ``node`` of `sort_loss`."""
+    """Return the last report of a trial: all that it leaves behind, and the node of `lost_row`."""
     return {"outcome": pickle.dumps((outcome, node))}
 
 
@@ -219,8 +223,7 @@ class _WorkerGroup:
                 if PEER_GONE in str(cause):
                     row = dataclasses.replace(row, error_class="crashed")
             else:
-                error_class, node = sort_loss(cause)
-                row = dataclasses.replace(failed(planned_row(trial), cause), error_class=error_class)
+                row, node = lost_row(trial, cause)
             tune.report(outcome_metrics(Outcome(row=row), node))
         finally:
             _running["ended"].set()

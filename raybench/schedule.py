@@ -47,7 +47,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from raybench.actor import Fetched, MemoryKill, Share, alive_nodes, sort_loss, trainable
+from raybench.actor import Fetched, MemoryKill, Share, alive_nodes, lost_row, trainable
 from raybench.errors import UserError
 from raybench.job import Job
 from raybench.plan import Trial
@@ -271,12 +271,8 @@ def _run_kind(trial_class: type[tune.Trainable], watcher: _Watcher, slots: int, 
         if not down and before == (len(open_trials), watcher.losses.total()):
             down = set(ids)
         for trial_id in down:
-            watcher.count_loss(trial_id, _lost_outcome(open_trials[trial_id], cause, "crashed"))
-
-
-def _lost_outcome(trial: Trial, error: Exception, error_class: ErrorClass) -> Outcome:
-    """Return what a trial leaves behind that went down with ``error`` and sent nothing of its own."""
-    return Outcome(row=replace(failed(planned_row(trial), error), error_class=error_class))
+            row = replace(failed(planned_row(open_trials[trial_id]), cause), error_class="crashed")
+            watcher.count_loss(trial_id, Outcome(row=row))
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]
@@ -321,10 +317,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         message = result.pop("outcome", None)
         if message is not None:
             outcome, node = pickle.loads(message)
-            if outcome.row.error_class in ("crashed", "out_of_memory"):
-                self._lost(trial.config["id"], outcome, node)
-            else:
-                self._end(trial.config["id"], outcome)
+            self._arrived(trial.config["id"], outcome, node)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.decide()
@@ -375,25 +368,19 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             if "The actor never ran" in str(error):
                 self.running.discard(known.id)  # no fault of the trial: the next round starts it again
             else:
-                self._lose(known, error)
+                row, node = lost_row(known, error)
+                self._arrived(known.id, Outcome(row=row), node)
 
-    def _lose(self, trial: Trial, error: Exception) -> None:
-        """Take note of a trial that went down with ``error`` and sent no row of its own."""
-        error_class, node = sort_loss(error)
-        outcome = _lost_outcome(trial, error, error_class)
-        if error_class == "error":
-            self._end(trial.id, outcome)
-        else:
-            self._lost(trial.id, outcome, node)
-
-    def _lost(self, trial_id: str, outcome: Outcome, node: str | None) -> None:
-        self.running.discard(trial_id)
-        if self._stopped(trial_id):
-            return
-        if node is None:
-            self.count_loss(trial_id, outcome)
-        else:
-            self.undecided.append((trial_id, outcome, node, time.monotonic() + NODE_SECONDS))
+    def _arrived(self, trial_id: str, outcome: Outcome, node: str | None) -> None:
+        """Take what a trial left behind, or what is said of it; ``node`` may turn out to be gone."""
+        if outcome.row.error_class not in ("crashed", "out_of_memory"):
+            self._end(trial_id, outcome)
+        elif not self._stopped(trial_id):
+            self.running.discard(trial_id)
+            if node is None:
+                self.count_loss(trial_id, outcome)
+            else:
+                self.undecided.append((trial_id, outcome, node, time.monotonic() + NODE_SECONDS))
 
     def decide(self, wait: bool = False) -> None:
         """Go on with the lost trials of which it is known by now whether their node is gone; or ``wait`` for all."""

@@ -206,7 +206,9 @@ def test_a_killed_worker_is_tried_three_times(place, head) -> None:
         killed.add(pid)
     rows = run.end(1)
     assert list(rows["error_class"]) == ["crashed"] and list(rows["attempts"]) == [3]
-    assert rows["error"][0].startswith("lost 3 times: ActorDiedError: The actor died unexpectedly")
+    assert rows["error"][0].startswith(
+        "lost 3 times: The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"
+    )
     assert run.lines("starts again") == [f"s0: its process died ({n} of 3): starts again" for n in (1, 2)]
 
 
