@@ -34,7 +34,7 @@ from ray.util.queue import Empty
 
 from raybench.job import Job
 from raybench.plan import Trial
-from raybench.records import EpochRow, ErrorClass, Outcome, TrialRow
+from raybench.records import EpochRow, Outcome, TrialRow
 from raybench.settings import Resources
 from raybench.train import World
 from raybench.trial import failed, planned_row
@@ -42,6 +42,10 @@ from raybench.trial import failed, planned_row
 KV = b"raybench"
 STOP_SECONDS = 60
 """How long a worker group may take to notice that it is to stop: an epoch, usually."""
+
+
+PEER_GONE = "by peer"
+"""In what gloo says where another process of the group has gone: connection closed, or reset, by peer."""
 
 
 class Fetched(Mapping[str, Any]):
@@ -97,19 +101,28 @@ class MemoryKill(ray.exceptions.RayActorError):  # type: ignore[misc]
     """Ray's memory monitor killed the actor; what Ray raises itself, Tune does not take for the end of an actor."""
 
 
-def sort_loss(error: Exception) -> tuple[ErrorClass, str | None]:
-    """Return what took a process down with ``error``; where that may have been its node, also which.
+def lost_row(trial: Trial, error: Exception) -> tuple[TrialRow, str | None]:
+    """Return the failed row of a trial that sent none itself; where its node may be what was lost, also which.
 
-    A node that goes takes its processes with it, and Ray may miss them first. "error" means that no process died.
+    A node that goes takes its processes with it, and Ray may miss them first.
     """
+    row = failed(planned_row(trial), error)
     if isinstance(error, MemoryKill | ray.exceptions.OutOfMemoryError):
-        return "out_of_memory", None
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return "error", None
+        return dataclasses.replace(row, error_class="out_of_memory"), None
+    if not _is_gone(error):
+        return row, None
+    row = dataclasses.replace(row, error_class="crashed")
+    if isinstance(error, ray.exceptions.ActorDiedError):  # its last line says how; all of them are in the traceback
+        row = dataclasses.replace(row, error=str(error).splitlines()[-1].partition(" Some common causes")[0])
     if not isinstance(error, ray.exceptions.RayActorError) or error.actor_id is None:
-        return "crashed", None
+        return row, None
     node = ray._private.state.actors(error.actor_id)["Address"]["NodeID"]  # private
-    return "crashed", None if node == ray.get_runtime_context().get_node_id() else node
+    return row, None if node == ray.get_runtime_context().get_node_id() else node
+
+
+def _is_gone(error: Exception) -> bool:
+    """Return whether ``error`` comes from Ray itself, and not from code that ran on it."""
+    return isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def alive_nodes() -> set[str]:
@@ -163,7 +176,7 @@ def epoch_metrics(row: EpochRow, trial: TrialRow) -> dict[str, Any]:
 
 
 def outcome_metrics(outcome: Outcome, node: str | None = None) -> dict[str, Any]:
-    """Return the last report of a trial: all that it leaves behind, and the ``node`` of `sort_loss`."""
+    """Return the last report of a trial: all that it leaves behind, and the node of `lost_row`."""
     return {"outcome": pickle.dumps((outcome, node))}
 
 
@@ -209,16 +222,15 @@ class _WorkerGroup:
                 ),
             ).fit()
         except train.WorkerGroupError as error:
-            # A process that is left alone fails too, for its peers are gone: one that has gone says more.
-            cause = min(
-                error.worker_failures.values(), key=lambda cause: isinstance(cause, ray.exceptions.RayTaskError)
-            )
-            error_class, node = sort_loss(cause)
-            row = failed(planned_row(trial), cause)
+            # A process whose peer has gone fails too; the peer says more.
+            causes = [cause for _, cause in sorted(error.worker_failures.items())]
+            cause = min(causes, key=lambda cause: (not _is_gone(cause), PEER_GONE in str(cause)))
             if isinstance(cause, Failed):
-                row = cause.row()
-            elif error_class != "error":
-                row = dataclasses.replace(row, error_class=error_class)
+                row, node = cause.row(), None
+                if PEER_GONE in str(cause):
+                    row = dataclasses.replace(row, error_class="crashed")
+            else:
+                row, node = lost_row(trial, cause)
             tune.report(outcome_metrics(Outcome(row=row), node))
         finally:
             _running["ended"].set()

@@ -48,7 +48,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from raybench.actor import Fetched, MemoryKill, Share, alive_nodes, sort_loss, trainable
+from raybench.actor import Fetched, MemoryKill, Share, alive_nodes, lost_row, trainable
 from raybench.errors import UserError
 from raybench.job import Job
 from raybench.plan import Trial
@@ -321,7 +321,8 @@ def _run_kind(trial_class: type[tune.Trainable], watcher: _Watcher, slots: int, 
         if not down and before == (len(open_trials), watcher.losses.total()):
             down = set(ids)
         for trial_id in down:
-            watcher.lose(open_trials[trial_id], cause)
+            row = replace(failed(planned_row(open_trials[trial_id]), cause), error_class="crashed")
+            watcher.count_loss(trial_id, Outcome(row=row))
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]
@@ -370,10 +371,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         message = result.pop("outcome", None)
         if message is not None:
             outcome, node = pickle.loads(message)
-            if outcome.row.error_class in ("crashed", "out_of_memory"):
-                self._lost(trial.config["id"], outcome, node)
-            else:
-                self._end(trial.config["id"], outcome)
+            self._arrived(trial.config["id"], outcome, node)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.decide()
@@ -424,23 +422,19 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             if "The actor never ran" in str(error):
                 self.running.discard(known.id)  # no fault of the trial: the next round starts it again
             else:
-                self.lose(known, error)
+                row, node = lost_row(known, error)
+                self._arrived(known.id, Outcome(row=row), node)
 
-    def lose(self, trial: Trial, error: Exception) -> None:
-        """Take note of a trial that went down with ``error`` and sent no row of its own."""
-        error_class, node = sort_loss(error)
-        row = replace(failed(planned_row(trial), error), error_class=error_class)
-        if error_class == "error":
-            self._end(trial.id, Outcome(row=row))
-        else:
-            self._lost(trial.id, Outcome(row=row), node)
-
-    def _lost(self, trial_id: str, outcome: Outcome, node: str | None) -> None:
-        self.running.discard(trial_id)
-        if node is None:
-            self._count_loss(trial_id, outcome)
-        else:
-            self.undecided.append((trial_id, outcome, node, time.monotonic() + NODE_SECONDS))
+    def _arrived(self, trial_id: str, outcome: Outcome, node: str | None) -> None:
+        """Take what a trial left behind, or what is said of it; ``node`` may turn out to be gone."""
+        if outcome.row.error_class not in ("crashed", "out_of_memory"):
+            self._end(trial_id, outcome)
+        elif not self._stopped(trial_id):
+            self.running.discard(trial_id)
+            if node is None:
+                self.count_loss(trial_id, outcome)
+            else:
+                self.undecided.append((trial_id, outcome, node, time.monotonic() + NODE_SECONDS))
 
     def decide(self, wait: bool = False) -> None:
         """Go on with the lost trials of which it is known by now whether their node is gone; or ``wait`` for all."""
@@ -453,11 +447,11 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
                 elif time.monotonic() < until:
                     continue
                 self.undecided.remove(loss)
-                self._count_loss(trial_id, outcome)
+                self.count_loss(trial_id, outcome)
             if not wait or self.interrupted.wait(0.2):
                 return
 
-    def _count_loss(self, trial_id: str, outcome: Outcome) -> None:
+    def count_loss(self, trial_id: str, outcome: Outcome) -> None:
         """Let a lost trial start again in the next round, or end it."""
         trial, error_class = self.open[trial_id], outcome.row.error_class
         assert error_class is not None
@@ -467,12 +461,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             self.alone.add(trial_id)
             reason = "out of memory: starts again at the end, alone"
         elif times < LIMITS.get(error_class, 0):
-            what = (
-                "its node is gone"
-                if error_class == "node_lost"
-                else f"its process died ({times} of {LIMITS['crashed']})"
-            )
-            reason = f"{what}: starts again"
+            what = {"crashed": f"its process died ({times} of {LIMITS['crashed']})", "node_lost": "its node is gone"}
+            reason = f"{what[error_class]}: starts again"
         else:
             if error_class in LIMITS:
                 outcome = replace(outcome, row=replace(outcome.row, error=f"lost {times} times: {outcome.row.error}"))

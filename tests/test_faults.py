@@ -53,15 +53,6 @@ def no_memory(shape, classes):
     def fail(): raise MemoryError("no room")
     return Slow(mlp(shape, classes), fail)
 
-@MODELS.register("hog")
-def hog(shape, classes, *, mebibytes, seconds=0.3):
-    held = []
-    def take():
-        if len(held) < mebibytes // 100:
-            held.append(b"x" * (100 << 20))
-        time.sleep(seconds)
-    return Slow(mlp(shape, classes), take)
-
 @MODELS.register("data_error")
 def data_error(shape, classes):
     from raybench.errors import DataError
@@ -86,7 +77,9 @@ def place() -> Iterator[Path]:
     (folder / "lib").mkdir()
     (folder / "driver").mkdir()
     (folder / "lib" / "faulty_module.py").write_text(MODULE)
-    yield folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder / "lib"))  # suites are loaded here too
+        yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -176,7 +169,7 @@ def test_trials_run_on_every_node_and_only_the_driver_writes(place, head, add_no
     assert list(rows["status"]) == ["completed"] * 4 and list(rows["attempts"]) == [1] * 4
     assert run.lines("Ray: 2 nodes, 2 CPUs, 0 GPUs")
     assert max(used) == 1, "the head has one CPU, so at most one trial; the other ran elsewhere"
-    assert list(run.folder.glob("tmp/*")) == []
+    assert list(run.folder.glob("tmp/raybench-*")) == []
 
 
 def test_the_processes_of_a_worker_group_may_lie_on_several_nodes(place, head, add_node) -> None:
@@ -213,7 +206,9 @@ def test_a_killed_worker_is_tried_three_times(place, head) -> None:
         killed.add(pid)
     rows = run.end(1)
     assert list(rows["error_class"]) == ["crashed"] and list(rows["attempts"]) == [3]
-    assert rows["error"][0].startswith("lost 3 times: ActorDiedError: The actor died unexpectedly")
+    assert rows["error"][0].startswith(
+        "lost 3 times: The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"
+    )
     assert run.lines("starts again") == [f"s0: its process died ({n} of 3): starts again" for n in (1, 2)]
 
 
@@ -260,6 +255,18 @@ def test_no_memory_beside_others_is_tried_again_alone(place, head, add_node) -> 
     assert sorted(run.lines("starts again")) == [
         f"no_memory/s{seed}: out of memory: starts again at the end, alone" for seed in (0, 1)
     ]
+
+
+def test_a_kill_by_the_memory_monitor_costs_one_trial(place, head, add_node) -> None:
+    """The second node takes itself for full, and kills whatever starts there."""
+    add_node(RAY_memory_usage_threshold="0.01", RAY_memory_monitor_refresh_ms="100")
+    run = Run(place, head, "model: slow\n")
+    assert run.process.wait(400) in (0, 1)
+    rows = run.end(run.process.returncode)
+    killed = run.lines("starts again")
+    assert killed and all(line.endswith(": out of memory: starts again at the end, alone") for line in killed)
+    assert (rows["attempts"] == 1).any() and set(rows["attempts"]) <= {1, 2}
+    assert set(rows["error_class"].dropna()) <= {"out_of_memory"}
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_harms_no_row(place, head) -> None:
