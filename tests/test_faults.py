@@ -30,7 +30,7 @@ from raybench.suite import load
 pytestmark = pytest.mark.ray
 
 MODULE = """
-import os, signal, time
+import os, pathlib, time
 from torch import nn
 from raybench.models import mlp
 from raybench.registry import MODELS
@@ -41,6 +41,7 @@ class Slow(nn.Module):
         self.inner, self.at_step = inner, at_step
     def forward(self, x):
         if self.training:
+            (pathlib.Path(__file__).parent / f"{os.getpid()}.step").touch()
             self.at_step()
         return self.inner(x)
 
@@ -115,6 +116,12 @@ def add_node(place: Path, head: Node) -> Iterator[Callable[..., Node]]:
             node.kill()
 
 
+def training(place: Path, node: Node) -> list[int]:
+    """Return the processes of a node that have taken a step."""
+    workers = node.workers() + node.workers("ray::RayTrainWorker")
+    return [pid for pid in workers if (place / "lib" / f"{pid}.step").exists()]
+
+
 class Run:
     """``raybench run`` of a suite, watched by its lines on stderr and what it stores."""
 
@@ -182,9 +189,7 @@ def test_the_processes_of_a_worker_group_may_lie_on_several_nodes(place, head, a
 def test_a_lost_node_is_no_failure_of_its_trial(place, head, add_node) -> None:
     node = add_node()
     run = Run(place, head, "model: slow\n")
-    run.wait_for(node.workers)
-    run.wait_for(lambda: run.lines("completed"))
-    run.wait_for(node.workers)
+    run.wait_for(lambda: run.lines("completed") and training(place, node))
     before = run.store.read()[0]
     node.kill()
     rows = run.end()
@@ -200,8 +205,7 @@ def test_a_killed_worker_is_tried_three_times(place, head) -> None:
     run = Run(place, head, "model: {name: slow, seconds: 1}\n", "--limit", "1")
     killed: set[int] = set()
     for _ in range(3):
-        (pid, *_) = run.wait_for(lambda: set(head.workers()) - killed)
-        time.sleep(1)
+        (pid, *_) = run.wait_for(lambda: set(training(place, head)) - killed)
         os.kill(pid, signal.SIGKILL)
         killed.add(pid)
     rows = run.end(1)
@@ -215,8 +219,7 @@ def test_a_killed_worker_is_tried_three_times(place, head) -> None:
 def test_a_group_that_loses_a_process_starts_again(place, head, add_node) -> None:
     node = add_node()
     run = Run(place, head, "model: {name: slow, seconds: 1}\nresources: {workers: 2}\n", "--limit", "1")
-    (pid, *_) = run.wait_for(lambda: node.workers("ray::RayTrainWorker"))
-    time.sleep(4)
+    (pid, *_) = run.wait_for(lambda: training(place, node))
     os.kill(pid, signal.SIGKILL)
     rows = run.end()
     assert list(rows["status"]) == ["completed"] and list(rows["attempts"]) == [2]
@@ -226,8 +229,7 @@ def test_a_group_that_loses_a_process_starts_again(place, head, add_node) -> Non
 def test_a_group_that_loses_its_node_waits_for_another(place, head, add_node) -> None:
     node = add_node()
     run = Run(place, head, "model: slow\nresources: {workers: 2}\n", "--limit", "1")
-    run.wait_for(lambda: node.workers("ray::RayTrainWorker"))
-    time.sleep(4)
+    run.wait_for(lambda: training(place, node))
     node.kill()
     run.wait_for(lambda: run.lines("waiting for nodes"))
     add_node()
