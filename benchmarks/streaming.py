@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -125,7 +126,12 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for images in arguments.images:
                 for stream in (False, True):
-                    results.setdefault((images, stream), []).append(measure(folder, images, stream, cluster))
+                    watch = measure(folder, images, stream, cluster)
+                    results.setdefault((images, stream), []).append(watch)
+                    print(
+                        f"{images:,} images, streamed: {stream}, {watch.speed:,.0f} images/s, {watch.memory}",
+                        file=sys.stderr,
+                    )
     print("| images | MB | way | " + ", ".join(KINDS) + ", MB | images/s: median (range) |")
     print("|--:|--:|---|--:|--:|")
     for (images, stream), watches in results.items():
