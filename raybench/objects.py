@@ -169,6 +169,8 @@ class Claim:
         self._over = threading.Event()
         self._renewing: threading.Thread | None = None
         self._held = False
+        self._void: list[Objects] = []
+        """Claims of drivers that were taken for dead."""
 
     def acquire(self) -> None:
         """Claim the folder.
@@ -189,6 +191,7 @@ class Claim:
                         f"{self.folder}: another raybench run is writing here ({_driver(other)}): wait for it, stop it,"
                         f" or choose another --results; if it was killed, its claim ends {LEASE} s after that"
                     )
+                self._void.append(other)
                 other.unlink(missing_ok=True)
         except BaseException:
             self.release()
@@ -227,6 +230,8 @@ class Claim:
                 if not self.mine.exists():
                     return
                 self._write()
+                for void in self._void:  # one that was cut off while it renewed its claim would go on with it
+                    void.unlink(missing_ok=True)
 
 
 def _driver(claim: Objects) -> str:

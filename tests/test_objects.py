@@ -242,10 +242,27 @@ def test_a_claim_is_renewed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Non
     while claim.mine.info().mtime == first:  # whole seconds
         assert time.monotonic() < until
         time.sleep(0.05)
-    claim.mine.unlink()  # taken over: it is not written again
-    claim._renewing.join(30)
-    assert not claim.mine.exists()
     claim.release()
+    claim._over.clear()
+    claim._renew()  # taken over: it is not written again, and no longer renewed
+    assert not claim.mine.exists()
+
+
+def test_a_claim_that_comes_back_is_removed_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place(bucket)
+    assert isinstance(folder, Objects)
+    dead, heir = Claim(folder), Claim(folder)
+    dead.acquire()
+    monkeypatch.setattr(objects, "LEASE", -1)
+    monkeypatch.setattr(objects, "BEAT", 0.01)
+    heir.acquire()
+    dead._write()  # what was on its way when its driver was cut off
+    until = time.monotonic() + 60
+    while dead.mine.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    for claim in (dead, heir):
+        claim.release()
 
 
 def test_of_drivers_that_start_at_once_one_goes_on_at_most(bucket: str) -> None:
