@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from raybench.plan import (
     count,
     expand,
     identity,
+    is_done,
     pruner,
     restore,
     sizes,
@@ -486,9 +488,9 @@ def test_a_search_is_made_with_the_first_seed_and_its_winners_with_all() -> None
     ended = told(first, {"mlp/0.1/s7": 0.9, "small_cnn/0.01/s7": 0.6})
     both = expand(read, ended=ended)
     assert stages(both) == [
-        *("search mlp/1.0/s7", "search mlp/0.01/s7", "search small_cnn/1.0/s7", "search small_cnn/0.1/s7"),
-        *("confirm mlp/0.1/s7", "confirm small_cnn/0.01/s7", "confirm mlp/0.1/s3", "confirm small_cnn/0.01/s3"),
-        *("confirm mlp/0.1/s5", "confirm small_cnn/0.01/s5"),
+        *("search mlp/1.0/s7", "confirm mlp/0.1/s7", "search mlp/0.01/s7"),
+        *("search small_cnn/1.0/s7", "search small_cnn/0.1/s7", "confirm small_cnn/0.01/s7"),
+        *("confirm mlp/0.1/s3", "confirm small_cnn/0.01/s3", "confirm mlp/0.1/s5", "confirm small_cnn/0.01/s5"),
     ]
     assert {trial.id for trial in first} < {trial.id for trial in both}, "the search's trial is one of the winner's"
     assert {trial.id for trial in both} < ids(SEARCH + "confirm: none"), "the stage is no part of an id"
@@ -524,11 +526,13 @@ def test_without_confirmation_the_search_has_all_seeds() -> None:
 def test_a_search_can_be_cut() -> None:
     read = suite(SEARCH)
     chosen = Choice(read, {"model": ["mlp"], "seed": ["3", "5"]})
-    assert stages(chosen.trials({})) == ["search mlp/1.0/s3", "search mlp/0.1/s3", "search mlp/0.01/s3"]
-    assert chosen.planned() == 4 and chosen.seeds() == [3, 5]
+    first = chosen.trials({})
+    assert stages(first) == ["search mlp/1.0/s7", "search mlp/0.1/s7", "search mlp/0.01/s7"], "whatever is chosen"
+    assert stages(chosen.trials(told(first)))[3:] == ["confirm mlp/1.0/s3", "confirm mlp/1.0/s5"]
+    assert chosen.planned() == 5 and chosen.seeds() == [3, 5]
     assert Choice(read, limit=4).planned() == len(Choice(read, limit=4).trials({})) == 4
     again = restore(json.loads(json.dumps(snapshot(chosen))), "suite.json")
-    assert again.trials({}) == chosen.trials({}) and again.planned() == 4
+    assert again.trials({}) == chosen.trials({}) and again.planned() == 5
 
 
 def finish(text: str, value: Any, *sets: str) -> tuple[list[Trial], dict[str, Ended], int]:
@@ -589,6 +593,48 @@ def test_more_points_go_on_with_a_study_and_other_settings_begin_one() -> None:
     assert len(other) == 6 and not {trial.id for trial in other} & set(ended)
 
 
+def test_a_study_ends_where_its_space_does() -> None:
+    text = DRAWN.replace("{range: [1e-5, 1], log: true}", "{range: [1, 1.0002]}").replace("[adam, sgd]", "[adam]")
+    trials, _, _ = finish(text, lambda labels: 0.5)
+    assert Counter(trial.stage for trial in trials)["confirm"] == 4
+    assert len({trial.id for trial in trials}) == len(trials) < 16, "1 and 1.0002 are all that four digits tell apart"
+
+
+def test_a_stored_point_is_not_drawn_twice() -> None:
+    """Also where another `at_once` made other rounds."""
+    text = DRAWN.replace("{range: [1e-5, 1], log: true}", "[1, 2, 3, 4]").replace("points: 7", "points: 3")
+    _, ended, _ = finish(text, lambda labels: 0.5)
+    read = suite(text, "draw.points=8", "draw.at_once=2")
+    while todo := [trial for trial in expand(read, ended=ended) if trial.id not in ended]:
+        ended |= told(todo)
+    search = [trial for trial in expand(read, ended=ended) if trial.seed == 0]
+    assert len({trial.id for trial in search}) == len(search) == 16
+
+
+def test_points_outside_a_narrower_range_are_of_another_study() -> None:
+    _, ended, _ = finish(DRAWN, near)
+    trials = expand(suite(DRAWN, "search.lr={range: [0.01, 0.02], log: true}"), ended=ended)
+    assert all(0.01 <= float(trial.labels["lr"]) <= 0.02 for trial in trials)
+
+
+def test_pruned_trials_are_done_only_where_they_prune() -> None:
+    read = suite(SEARCH + "prune: asha")
+    trials = expand(read)
+    ended = told(trials) | {trials[0].id: Ended("pruned", 0.1, 1)}
+    assert is_done(read, trials[0], ended) and not is_done(suite(SEARCH), trials[0], ended)
+    assert not is_done(read, replace(trials[0], stage="confirm"), ended) and not is_done(read, trials[0], {})
+
+
+@pytest.mark.parametrize("text", [SEARCH + "prune: asha", DRAWN + "prune: asha"])
+def test_brackets_keep_their_order_when_winners_are_known(text: str) -> None:
+    read = suite(text)
+    trials, _, _ = finish(text, near)
+    search = [replace(trial, stage="search") for trial in trials if trial.seed == int(read.axis("seed").labels[0])]
+    before = {bracket.order[0]: bracket.order for bracket in pruner(read, search).brackets}
+    after = {bracket.order[0]: bracket.order for bracket in pruner(read, trials).brackets}
+    assert {first: order for first, order in after.items() if len(order) > 1} == before
+
+
 def test_a_failed_point_is_drawn_again_by_its_number() -> None:
     read = suite(DRAWN)
     first = expand(read)
@@ -637,6 +683,18 @@ def test_a_failed_point_is_drawn_again_by_its_number() -> None:
             ("train: {epochs: 9}", "trials: 14"),
             " trials: says 14, but the axes give 16 (model 2 x 7 drawn points searched with one seed,"
             " each winner with seed 2)",
+        ),
+        (
+            ("search: {lr: {range: [1e-5, 1], log: true}, optimizer: [adam, sgd]}", "search: {optimizer: [adam, sgd]}"),
+            "5:8: draw.points: there are only 2 different points to draw",
+        ),
+        (
+            ("compare: {model: [mlp, small_cnn]}", "compare: {model: [mlp], v: {a: {lr: 1}, b: {lr: 2}}}"),
+            "4:10: search.lr: sets train.lr, which the axis v sets too",
+        ),
+        (
+            ("optimizer: [adam, sgd]", "v: {a: {train.best: val_loss}, b: {}}"),
+            " search: points of one cell must be judged by one measure, not by val_accuracy and val_loss of",
         ),
         (("points: 7", "points: 7, first: 1"), "5:19: draw.first: unknown key; known: points, at_once"),
         (

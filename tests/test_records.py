@@ -34,7 +34,17 @@ COMPUTED = {
     "settings": "{}",
 }
 MEASURED = {
-    *("epochs_run", "attempts", "train_seconds", "wall_seconds", "images_per_second", "device", "host", "started_at"),
+    *(
+        "epochs_run",
+        "undecided",
+        "attempts",
+        "train_seconds",
+        "wall_seconds",
+        "images_per_second",
+        "device",
+        "host",
+        "started_at",
+    ),
     *("raybench_version", "python_version", "torch_version", "torchvision_version", "timm_version", "ray_version"),
     *("numpy_version", "git_commit", "git_dirty"),
 }

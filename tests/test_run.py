@@ -18,6 +18,7 @@ from rich.console import Console
 
 from raybench import cli
 from raybench import run as story
+from raybench.errors import UserError
 from raybench.job import Job
 from raybench.plan import Choice, Trial
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow, measured_columns
@@ -124,7 +125,7 @@ def run_suite(folder: Path, text: str, *sets: str, **options: Any) -> tuple[End,
     (folder / "suite.yaml").write_text(text, encoding="utf-8")
     choice = Choice(load(folder / "suite.yaml", sets))
     store = Store(folder, choice.suite)
-    store.open({})
+    store.open()
     try:
         end = run_missing(choice, store, Options(data_dir=folder, **options), Console(file=io.StringIO()))
     finally:
@@ -309,3 +310,29 @@ def test_a_trial_that_is_started_again_counts_once(load_suite: Any, tmp_path: Pa
     budget = Budget(Options(data_dir=tmp_path, max_trials=2))
     assert budget.seconds() is None
     assert [budget.allows(trial) for trial in (first, second, third, first)] == [True, True, False, True]
+
+
+def test_pruning_takes_nothing_back_that_was_finished_before(tmp_path: Path, ray_free: Any) -> None:
+    """Neither when `prune` is added to what has run, nor when it is taken away again."""
+    ray_free()
+    plain = SEARCH.replace("prune: asha\n", "") + "confirm: none"
+    _, store, _ = run_suite(tmp_path, plain)
+    before = store.read()[0].set_index("trial_id")
+    assert set(before["status"]) == {"completed"}
+    _, store, _ = run_suite(tmp_path, SEARCH)
+    after = store.read()[0].set_index("trial_id").loc[before.index]
+    assert after["status"].equals(before["status"]) and after["test_accuracy"].equals(before["test_accuracy"])
+
+    _, store, _ = run_suite(tmp_path / "other", SEARCH)
+    assert "pruned" in set(store.read()[0]["status"])
+    finished, store, table = run_suite(tmp_path / "other", plain)
+    assert finished and set(store.read()[0]["status"]) == {"completed"} and {row[2] for row in table.rows} == {2}
+
+
+def test_a_summary_survives_a_run_that_could_not_begin(tmp_path: Path, ray_free: Any) -> None:
+    ray_free()
+    run_suite(tmp_path, SEARCH)
+    kept = (tmp_path / "searched" / "suite.json").read_bytes()
+    with pytest.raises(UserError):
+        run_suite(tmp_path, SEARCH, "dataset={name: cifar10, folder: null}")
+    assert (tmp_path / "searched" / "suite.json").read_bytes() == kept

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from raybench.errors import SuiteError
-from raybench.search import Ended, Point, Range, draw, maximises, winner
+from raybench.search import Ended, Point, Range, draw, maximises, size, winner
 from raybench.settings import first_complaint
 
 LR = Range(range=(1e-5, 1e-1), log=True)
@@ -97,11 +96,9 @@ def test_failures_count_for_nothing_but_are_not_drawn_again() -> None:
 
 
 def test_a_space_without_a_further_point() -> None:
-    with pytest.raises(SuiteError) as refused:
-        draw({"a": [1, 2], "b": Range(range=(1, 2), integer=True)}, [], 5, seed=0, maximise=True)
-    assert str(refused.value) == (
-        "draw: points: 4 different points were found in a x b, and hardly another: draw fewer"
-    )
+    space: dict[str, Any] = {"a": [1, 2], "b": Range(range=(1, 2), integer=True)}
+    assert len(draw(space, [], 5, seed=0, maximise=True)) == size(space) == 4
+    assert size(SPACE) == float("inf") and size({"width": WIDTH, "c": ["x"]}) == 113
 
 
 def test_the_winner_has_the_best_mean_among_those_that_finished_most_often() -> None:

@@ -787,16 +787,40 @@ def test_a_trial_in_a_merged_file_can_be_written_again(store: Store) -> None:
 def test_stages_follow_the_plan(store: Store, merged: bool) -> None:
     for number in range(3):
         store.write(full(f"t{number}", stage="search"))
+    store.write(full("t3"))
     if merged:
         store.compact()
     before = {name: store.read(name)[0] for name in ("epochs", "predictions")}
     store.set_stages({"t0": "search", "t1": "confirm", "unknown": "confirm"})
     trials = store.read()[0].sort_values("trial_id")
-    assert list(trials["stage"]) == ["search", "confirm", "search"]
-    assert list(trials["status"]) == ["completed"] * 3
-    store.set_stages({"t1": "search"})
-    assert set(store.read()[0]["stage"]) == {"search"}
+    assert list(trials["stage"]) == ["search", "confirm", "former", "grid"]
+    assert list(trials["status"]) == ["completed"] * 4
+    store.set_stages({"t1": "search", "t2": "grid"})
+    assert list(store.read()[0].sort_values("trial_id")["stage"]) == ["former", "search", "grid", "grid"]
     assert all(store.read(name)[0].equals(rows) for name, rows in before.items())
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_columns_that_are_younger_than_a_file(store: Store, merged: bool) -> None:
+    store.write(full("t0"))
+    path = store.folder / "trials" / "t0.parquet"
+    table = pq.read_table(pa.BufferReader(path.read_bytes())).drop_columns(["stage", "undecided"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    path.write_bytes(sink.getvalue())
+    if merged:
+        store.compact()
+    store.set_stages({"t0": "confirm"})
+    store.set_decided("t0")
+    rows, damaged = store.read()
+    assert not damaged and list(rows["stage"]) == ["confirm"] and rows["undecided"].isna().all()
+
+
+def test_doubts_end(store: Store) -> None:
+    store.write(full("t0", undecided=True))
+    assert list(store.read()[0]["undecided"]) == [True]
+    store.set_decided("t0")
+    assert store.outcome("t0").row.undecided is None
 
 
 @everywhere

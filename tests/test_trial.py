@@ -230,7 +230,8 @@ def test_a_finished_row_says_where_it_comes_from(make_trial: MakeTrial, source: 
     for name in ("train_seconds", "wall_seconds", "images_per_second"):
         assert getattr(row, name) > 0
     measured = {field.name for field in dataclasses.fields(TrialRow) if field.metadata.get("measured")}
-    assert {name for name in measured if getattr(row, name) is None} == set()
+    # The driver alone knows these.
+    assert {name for name in measured if getattr(row, name) is None} == {"attempts", "undecided"}
     assert measured.isdisjoint(computed(row))
     assert json.loads(row.settings) == json.loads(json.dumps(trial.settings))
 
