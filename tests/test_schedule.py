@@ -288,10 +288,11 @@ def test_a_worker_group_that_is_stopped_leaves_nothing_behind(cluster, tmp_path)
     job, trials, _ = job_of(tmp_path, GROUP.replace("EPOCHS", "100000"))
 
     class StopAfterThree(Heard):
-        def epoch(self, trial: Trial, row: EpochRow) -> None:
-            super().epoch(trial, row)
+        def epoch(self, trial: Trial, row: EpochRow, begun: TrialRow) -> bool:
+            stop = super().epoch(trial, row, begun)
             if len(self.epochs) == 3:
                 os.kill(os.getpid(), signal.SIGINT)
+            return stop
 
     heard = StopAfterThree()
     with pytest.raises(schedule.Interrupted):
