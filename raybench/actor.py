@@ -223,7 +223,8 @@ class _WorkerGroup:
             ).fit()
         except train.WorkerGroupError as error:
             # A process whose peer has gone fails too; the peer says more.
-            causes = [cause for _, cause in sorted(error.worker_failures.items())]
+            wrapped = [cause for _, cause in sorted(error.worker_failures.items())]
+            causes = [getattr(cause, "health_check_failure", cause) for cause in wrapped]  # private
             cause = min(causes, key=lambda cause: (not _is_gone(cause), PEER_GONE in str(cause)))
             if isinstance(cause, Failed):
                 row, node = cause.row(), None
