@@ -27,7 +27,7 @@ from kill import Node, environment
 from raybench.store import Store
 from raybench.suite import load
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 MODULE = """
 import os, pathlib, time
