@@ -453,7 +453,7 @@ def test_slots() -> None:
 def watcher(trials: list[Trial], heard: Heard, interrupted: threading.Event) -> object:
     from raybench import schedule
 
-    return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, Resources())
+    return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, None, Resources())
 
 
 def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypatch) -> None:
