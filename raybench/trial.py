@@ -162,13 +162,7 @@ def pruned(row: TrialRow, epochs: Sequence[EpochRow], at: int) -> Outcome:
         status="pruned",
         epochs=at,
         epochs_run=len(epochs),
-        best_epoch=best.epoch,
-        train_loss=best.train_loss,
-        train_accuracy=best.train_accuracy,
-        val_loss=best.val_loss,
-        val_accuracy=best.val_accuracy,
-        test_loss=None,
-        test_accuracy=None,
+        **{**_scores(best), "test_loss": None, "test_accuracy": None},
     )
     return Outcome(row=kept, epochs=tuple(seen))
 
@@ -217,6 +211,12 @@ def fit_augmentation(settings: TrialSettings, data: TrialData) -> Statistics:
     return statistics
 
 
+def _scores(best: EpochRow) -> dict[str, Any]:
+    """Return the columns of a trial that say what its best epoch reached."""
+    names = (f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("loss", "accuracy"))
+    return {"best_epoch": best.epoch, **{name: getattr(best, name) for name in names}}
+
+
 def _finished(row: TrialRow, history: History, wall_seconds: float) -> TrialRow:
     best = history.best
     return dataclasses.replace(
@@ -224,13 +224,7 @@ def _finished(row: TrialRow, history: History, wall_seconds: float) -> TrialRow:
         status="stopped_early" if history.stopped_early else "completed",
         epochs=len(history.epochs),
         epochs_run=len(history.epochs),
-        best_epoch=best.epoch,
-        train_loss=best.train_loss,
-        train_accuracy=best.train_accuracy,
-        val_loss=best.val_loss,
-        val_accuracy=best.val_accuracy,
-        test_loss=best.test_loss,
-        test_accuracy=best.test_accuracy,
+        **_scores(best),
         train_seconds=history.train_seconds,
         images_per_second=history.images_per_second,
         wall_seconds=wall_seconds,
