@@ -22,7 +22,7 @@ import pandas as pd
 from raybench.errors import UserError
 from raybench.records import FINISHED, OWN_COLUMN, STATISTICS, TrialRow
 from raybench.suite import Reference, Suite
-from raybench.summarize import Table
+from raybench.table import Table
 
 SLACK = 1e-7
 """Beyond half a unit: what a share loses as a 32-bit float before it is printed."""

@@ -35,7 +35,8 @@ from raybench.errors import UserError
 from raybench.plan import Trial
 from raybench.records import TrialRow
 from raybench.suite import Suite
-from raybench.summarize import MEASURED, PUBLISHED, Column, Table
+from raybench.summarize import MEASURED, PUBLISHED
+from raybench.table import Column, Table
 
 REPORTS = Path(__file__).parents[2] / "shared" / "reports"
 IMPOSSIBLE = (

@@ -15,6 +15,7 @@ import pytest
 
 from raybench import __version__, cli, plan, run
 from raybench import suite as suites
+from raybench.cli import base
 from raybench.records import Outcome, TrialRow
 from raybench.registry import AUGMENTATIONS, DATASETS, MODELS
 from raybench.store import Store
@@ -218,7 +219,7 @@ def test_a_closed_pipe_is_no_error() -> None:
     ("time", "seconds"), [("45s", 45), ("90m", 5400), ("2h", 7200), ("1h30m", 5400), ("1d2h3m4s", 93784)]
 )
 def test_times(time: str, seconds: float) -> None:
-    assert cli._seconds(time) == seconds
+    assert base.seconds_of(time) == seconds
 
 
 @pytest.mark.parametrize(("end", "said", "status"), [("spent", "budget spent", 3), ("interrupted", "interrupted", 130)])
@@ -375,7 +376,7 @@ def test_summarize_reads_results_from_elsewhere(
     assert raybench("summarize", "small", "--format", "json") == expected
 
 
-@pytest.mark.parametrize("format", cli.FORMATS)
+@pytest.mark.parametrize("format", base.FORMATS)
 def test_summarize_writes_every_format_to_stdout(raybench: Raybench, results: Path, format: str) -> None:
     status, out, err = raybench("summarize", "small", "--format", format)
     assert (status, err) == (0, "")

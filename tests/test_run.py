@@ -25,7 +25,8 @@ from raybench.records import FINISHED, EpochRow, Outcome, TrialRow, measured_col
 from raybench.run import Budget, End, Options, run_missing
 from raybench.store import PRUNING, Store
 from raybench.suite import load
-from raybench.summarize import Table, summarize
+from raybench.summarize import summarize
+from raybench.table import Table
 from raybench.trial import failed, planned_row
 
 SUITE = """

@@ -20,7 +20,8 @@ from raybench import suite as suites
 from raybench.plan import Trial
 from raybench.records import TrialRow
 from raybench.suite import Suite
-from raybench.summarize import FORMATS, Table, render, show, summarize
+from raybench.summarize import summarize
+from raybench.table import FORMATS, Table, render, show
 
 SUITE = """
 name: small_test

@@ -1,0 +1,199 @@
+"""The group of commands, how they end, and the options and steps that several of them share."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+from click.exceptions import Abort
+
+from raybench import __version__
+from raybench.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raybench.plan import Choice
+    from raybench.store import Store
+    from raybench.table import Table
+
+FORMATS = ["table", "markdown", "latex", "csv", "json"]
+EXIT_FAILED, EXIT_USAGE, EXIT_SPENT, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+click.rich_click.TEXT_MARKUP = "rich"
+click.rich_click.SHOW_ARGUMENTS = True
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="raybench")
+def app() -> None:
+    """Fair benchmark tables for image classifiers, from a suite file, on Ray.
+
+    Start with [bold]raybench run suites/quickstart.yaml[/bold]: it needs no download and ends with a table.
+    """
+
+
+def main() -> None:
+    """Run the command line; every `UserError` is one line on stderr and exit status 2."""
+    try:
+        status = app.main(prog_name="raybench", standalone_mode=False)
+    except UserError as error:
+        print(f"raybench: {error}", file=sys.stderr)
+        status = EXIT_USAGE
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (Abort, KeyboardInterrupt):
+        print("raybench: interrupted; the same command again goes on where this one stopped", file=sys.stderr)
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:  # `raybench ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What several commands share
+
+Command = Callable[..., Any]
+
+
+def suite_options(command: Command) -> Command:
+    """Add the options that choose a suite's trials."""
+    for option in reversed(
+        [
+            click.option(
+                "--set",
+                "sets",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Override a key, e.g. `train.epochs=2`. Repeatable.",
+            ),
+            click.option(
+                "--only",
+                multiple=True,
+                metavar="AXIS=VALUE",
+                help="Only these values of an axis, e.g. `seed=0`. Repeatable.",
+            ),
+            click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N trials."),
+            click.option(
+                "--smoke",
+                is_flag=True,
+                help="One epoch of two batches per trial, into results of its own: does it all run?",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+class Place(click.Path):
+    """A folder, or the URI of one, which is looked at when it is needed: other mistakes are said at once."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
+results_option = click.option(
+    "--results",
+    type=Place(file_okay=False, path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    envvar="RAYBENCH_RESULTS",
+    help="Folder that holds a folder per suite, or its URI in object storage, e.g. `s3://bucket/prefix`.",
+)
+data_option = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    envvar="RAYBENCH_DATA",
+    help="Where the images lie, or are downloaded to.",
+)
+address_option = click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
+    help="`local` starts Ray here; `auto` joins the cluster this machine is part of; or host:port of a head.",
+)
+concurrency_option = click.option(
+    "--max-concurrent", type=click.IntRange(min=1), metavar="N", help="At most N trials at once."
+)
+suite_argument = click.argument("suite", metavar="SUITE", shell_complete=lambda *_: suite_names())
+
+
+def suite_names() -> list[str]:
+    from raybench.suite import shipped_suites
+
+    return list(shipped_suites())
+
+
+def load_choice(name: str, sets: tuple[str, ...], only: tuple[str, ...], limit: int | None, smoke: bool) -> Choice:
+    from raybench.plan import Choice
+    from raybench.suite import find_suite, load
+
+    choice = Choice(load(find_suite(name), sets, smoke=smoke), chosen(only), limit)
+    choice.trials({})  # all that can be wrong is said at once
+    return choice
+
+
+def stored(name: str, results: str | Path) -> tuple[Store, Choice]:
+    """Return the results called ``name`` (a folder, or a suite's below ``results``) and what was last run there."""
+    from raybench.objects import place
+    from raybench.plan import restore
+    from raybench.store import SNAPSHOT, Store, read_snapshot
+    from raybench.suite import find_suite, load
+
+    folder = place(name)
+    if not folder.is_dir():
+        root = place(results)
+        folder = root / (name if (root / name).is_dir() else load(find_suite(name)).name)
+    choice = restore(read_snapshot(folder), str(folder / SNAPSHOT))
+    return Store(folder.parent, choice.suite), choice
+
+
+def chosen(words: tuple[str, ...]) -> dict[str, list[str]]:
+    only: dict[str, list[str]] = {}
+    for word in words:
+        axis, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--only {word}: must be axis=value, e.g. seed=0")
+        only.setdefault(axis.strip(), []).append(value.strip())
+    return only
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a time such as ``90m`` or ``1h30m``."""
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    match = re.fullmatch("".join(rf"(?:(\d+){unit})?" for unit in units), text)
+    seconds = sum(int(n or 0) * unit for n, unit in zip(match.groups(), units.values(), strict=True)) if match else 0
+    if not seconds:
+        raise UserError(f"--budget {text}: must be a time such as 90m, 2h or 1h30m; the units are d, h, m and s")
+    return seconds
+
+
+def progress() -> Console:
+    """Return the console for everything that is not the result."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def show(table: Table, format: str) -> None:
+    """Print a table to stdout."""
+    from rich.console import Console
+
+    from raybench import table as tables
+
+    if format == "table":
+        tables.show(table, Console())
+    else:
+        print(tables.render(table, format), end="")

@@ -1,0 +1,314 @@
+"""Commands that train, or say what would be trained: run, plan, validate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from raybench.cli.base import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_SPENT,
+    EXIT_USAGE,
+    FORMATS,
+    address_option,
+    app,
+    concurrency_option,
+    data_option,
+    load_choice,
+    progress,
+    results_option,
+    seconds_of,
+    show,
+    suite_argument,
+    suite_options,
+)
+from raybench.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raybench.plan import Choice
+    from raybench.store import Store
+
+
+@app.command()
+@suite_argument
+@suite_options
+@results_option
+@data_option
+@address_option
+@click.option(
+    "--storage",
+    metavar="FOLDER_OR_URI",
+    help="Keep the state of long trials here, a folder or s3://... that all nodes reach: one that is interrupted then"
+    " goes on from its last checkpoint.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(min=0),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --storage: time between two checkpoints of a trial, after an epoch.",
+)
+@concurrency_option
+@click.option("--budget", metavar="TIME", help="Start no trial that would not end in this time, e.g. `90m` or `1h30m`.")
+@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Start at most N of the missing trials.")
+@click.option(
+    "--format", type=click.Choice(FORMATS), default="table", show_default=True, help="Of the table at the end."
+)
+@click.option("--verbose", is_flag=True, help="Show Ray Tune's own output too.")
+def run(
+    suite: str,
+    sets: tuple[str, ...],
+    only: tuple[str, ...],
+    limit: int | None,
+    smoke: bool,
+    results: str | Path,
+    data_dir: Path,
+    address: str,
+    storage: str | None,
+    checkpoint_every: float,
+    max_concurrent: int | None,
+    budget: str | None,
+    max_trials: int | None,
+    format: str,
+    verbose: bool,
+) -> int:
+    """Run a suite's missing trials, and print its table.
+
+    SUITE is a file, or the name of a suite that ships with raybench ([bold]raybench list suites[/bold]). Trials that
+    have a finished row are not run again: after an interruption, or with a budget spent, the same command goes on.
+    """
+    from raybench.objects import StoreError, place
+
+    seconds = None if budget is None else seconds_of(budget)  # before anything heavy: a typo is said at once
+    choice = load_choice(suite, sets, only, limit, smoke)
+    root = place(results)
+    from raybench.run import Options, run_missing
+    from raybench.store import Store
+    from raybench.summarize import summarize as make_table
+
+    checkpoints = None
+    if storage:
+        from raybench.checkpoint import Checkpoints
+
+        checkpoints = Checkpoints(storage, checkpoint_every)
+        checkpoints.check()
+    console = progress()
+    store = Store(root, choice.suite)
+    store.open()
+    try:
+        options = Options(
+            data_dir=data_dir,
+            address=address,
+            max_concurrent=max_concurrent,
+            budget=seconds,
+            max_trials=max_trials,
+            verbose=verbose,
+            checkpoints=checkpoints,
+        )
+        end = run_missing(choice, store, options, console)
+        rows, _ = store.read()
+        trials = choice.trials(store.ended(failed=True))
+    except OSError as error:
+        raise UserError(f"{store.folder}: {error.strerror or error}: rows stored so far are whole; run again") from None
+    except StoreError as error:
+        raise UserError(f"{error}: rows stored so far are whole; run again") from None
+    finally:
+        store.close()
+    show(make_table(rows, choice.suite, trials), format)
+    console.print(f"stored in {store.folder}: trials, epochs, predictions", soft_wrap=True)
+    stored = rows[rows["trial_id"].isin([trial.id for trial in trials])]
+    failed = int((stored["status"] == "failed").sum())
+    if end != "finished":
+        left = choice.planned() - len(stored) + failed
+        count = "1 trial" if left == 1 else f"{left} trials"
+        why = "interrupted" if end == "interrupted" else "budget spent"
+        console.print(f"{why}, {count} to go: the same command goes on from here", style="yellow")
+        return EXIT_INTERRUPTED if end == "interrupted" else EXIT_SPENT
+    if failed:
+        count = "1 trial" if failed == 1 else f"{failed} trials"
+        console.print(f"{count} failed: the same command tries again", style="red")
+        return EXIT_FAILED
+    return 0
+
+
+@app.command()
+@suite_argument
+@suite_options
+@results_option
+@click.option("--json", "as_json", is_flag=True, help="Print every trial as JSON instead.")
+@click.option(
+    "--changes", is_flag=True, help="Print what changes from each cell to the next instead: setting, before, after."
+)
+@click.option("--measure", is_flag=True, help="Also time a few batches of each kind of trial here: hours, memory.")
+@data_option
+@address_option
+@concurrency_option
+def plan(
+    suite: str,
+    sets: tuple[str, ...],
+    only: tuple[str, ...],
+    limit: int | None,
+    smoke: bool,
+    results: str | Path,
+    as_json: bool,
+    changes: bool,
+    measure: bool,
+    data_dir: Path,
+    address: str,
+    max_concurrent: int | None,
+) -> None:
+    """Show what a suite would run: cells, trials, resources, and what is done already. Nothing is trained.
+
+    With [bold]--measure[/bold], also what it would take, here for one trial and with --address and --max-concurrent for
+    all: early stopping and pruning make it less, trials that share a device or its memory slow each other down.
+    """
+    from raybench import plan as planning
+    from raybench.objects import place
+    from raybench.stats import smallest_difference
+    from raybench.store import Store
+
+    choice = load_choice(suite, sets, only, limit, smoke)
+    loaded, store = choice.suite, Store(place(results), choice.suite)
+    done, damaged = store.done()
+    known = store.ended()
+    trials = choice.trials(known)
+    console = progress()
+    for line in damaged:
+        console.print(line, style="yellow", soft_wrap=True)
+    if as_json:
+        listed = [
+            {"trial_id": t.id, "labels": t.labels, "status": done.get(t.id, "to run"), "settings": t.settings}
+            for t in trials
+        ]
+        print(json.dumps(listed, indent=1))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as Grid
+
+    out = Console(highlight=False)
+    out.print(f"[bold]{loaded.name}[/bold]  {loaded.about}", soft_wrap=True)
+    grid = Grid(box=None, header_style="bold", pad_edge=False)
+    axes = [*loaded.names("compare"), *loaded.names("search")]
+    for axis in axes:
+        grid.add_column(axis)
+    if changes:
+        for column in ("setting", "before", "after"):
+            grid.add_column(column, overflow="fold")
+        for trial, changed in planning.changes(trials):
+            named = [*map(str, (*trial.cell, *trial.point))]
+            for texts in changed or [("", "", "")]:
+                grid.add_row(*named, *map(escape, texts))
+                named = [""] * len(axes)
+        out.print(grid)
+        return
+    if loaded.searches:
+        grid.add_column("stage")
+    grid.add_column("seeds", justify="right")
+    grid.add_column("done", justify="right")
+    grid.add_column("left", justify="right")
+    for cell, point, members in planning.cells(trials):
+        ended = sum(planning.is_done(loaded, trial, known) for trial in members)
+        stage = [members[0].stage] if loaded.searches else []
+        grid.add_row(*map(str, (*cell, *point)), *stage, str(len(members)), str(ended), str(len(members) - ended))
+    out.print(grid)
+    planned, ended = choice.planned(), sum(planning.is_done(loaded, trial, known) for trial in trials)
+    out.print(f"{planned} trials ({planning.sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
+    if len(trials) < planned:
+        out.print(f"{len(trials)} of them are known by now: the others follow from how these end")
+    needs, train = trials[0].typed().resources, trials[0].typed().train
+    epochs = "1 epoch" if train.planned_epochs == 1 else f"{train.planned_epochs} epochs"
+    length = f"{epochs} of two batches" if train.smoke else epochs
+    processes = "1 process" if needs.workers == 1 else f"{needs.workers} processes"
+    cpus = "1 CPU" if needs.cpus == 1 else f"{needs.cpus} CPUs"
+    out.print(f"each trial: {processes} of {cpus} and {needs.gpus:g} GPUs, at most {length}")
+    seeds = len(choice.seeds())
+    if seeds < 2:
+        out.print("1 seed can show no difference between cells: its spread is not known")
+    else:
+        out.print(
+            f"{seeds} seeds can show a difference of {smallest_difference(seeds):.1f} standard deviations or more"
+            " between two cells (t test, 95 %)",
+            soft_wrap=True,
+        )
+    if measure:
+        _show_cost(choice, store, out, data_dir, address, max_concurrent)
+
+
+def _show_cost(
+    choice: Choice, store: Store, out: Console, data_dir: Path, address: str, max_concurrent: int | None
+) -> None:
+    """Print what the trials that are to run would take."""
+    from rich.table import Table as Grid
+
+    from raybench.live import duration
+    from raybench.measure import Meter, Row, estimate, rounds
+    from raybench.schedule import connect, slots_of
+    from raybench.trial import device_name
+
+    console = progress()
+    with console.status("asking Ray for its CPUs and GPUs"), connect(address) as cluster:
+        pass
+    with console.status("measuring") as status:
+        meter = Meter(choice.suite.source, data_dir, status.update)
+        todo = rounds(choice, store.ended())
+        rows, wall = estimate(
+            todo, meter.cost, lambda needs: slots_of(cluster, needs, max_concurrent), gpus=cluster.gpus > 0
+        )
+    total = Row()
+    unit = "GPU hours" if cluster.gpus else "CPU hours"
+    grid = Grid(box=None, header_style="bold", pad_edge=False)
+    for axis in choice.suite.names("compare"):
+        grid.add_column(axis)
+    for column in ("to run", "epochs", "a trial", unit, "memory"):
+        grid.add_column(column, justify="right")
+    for cell, row in rows.items():
+        numbers = (str(row.trials), f"{row.epochs:,}", duration(row.seconds / row.trials))
+        hours, memory = f"{row.device_seconds / 3600:.3g}", f"{row.memory / 1e9:.2f} GB"
+        grid.add_row(*map(str, cell), *numbers, hours, memory)
+        total.trials += row.trials
+        total.epochs += row.epochs
+        total.device_seconds += row.device_seconds
+    images = f"noise in place of {', '.join(sorted(meter.random))}" if meter.random else "the suite's images"
+    out.print(
+        f"\nmeasured on {device_name(meter.device.type)} with {images}, all epochs, none slowed by others:",
+        soft_wrap=True,
+    )
+    out.print(grid)
+    out.print(
+        f"{total.trials} trials, {total.epochs:,} epochs, {total.device_seconds / 3600:.3g} {unit}:"
+        f" {duration(wall)} on {cluster.cpus} CPUs and {cluster.gpus} GPUs, without Ray's start",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+@click.argument("suites", metavar="SUITE...", nargs=-1, required=True)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key. Repeatable.")
+def validate(suites: tuple[str, ...], sets: tuple[str, ...]) -> int:
+    """Check suite files to the last key: names, options of models and augmentations, axes, number of trials."""
+    from raybench.plan import Choice
+    from raybench.suite import find_suite, load
+
+    problems = 0
+    for name in suites:
+        try:
+            suite = load(find_suite(name), sets)
+            choice = Choice(suite)
+            trials = choice.trials({})
+            from raybench.job import check_options
+
+            check_options(suite, trials)
+            print(f"{name}: ok, {choice.planned()} trials")
+        except UserError as error:
+            print(f"raybench: {error}", file=sys.stderr)
+            problems += 1
+    return EXIT_USAGE if problems else 0
