@@ -1,18 +1,39 @@
-"""The honest table: what of a suite's plan is finished, its accuracies cell by cell, and what is missing and why."""
+"""The honest table: what of a suite's plan is finished, its numbers cell by cell, and what is missing and why."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from raybench import plan
+from raybench import ensemble, metrics
 from raybench.axes import Label
+from raybench.cells import (
+    Group,
+    cells_of,
+    counted,
+    data_of,
+    groups_of,
+    listed,
+    missing,
+    mixtures,
+    open_search,
+    pooled_in,
+    search_axes,
+    search_of,
+    stored_of,
+    unplanned,
+    warnings_of,
+)
+from raybench.errors import UserError, did_you_mean
+from raybench.metrics import METRICS, PredictionsOf, Rule
 from raybench.plan import Trial
-from raybench.records import FINISHED
-from raybench.suite import Reference, Suite
+from raybench.published import Protocol, published_row, said_of, verdict
+from raybench.records import FINISHED, Predictions
+from raybench.suite import Suite
 from raybench.table import Column, Table
 
 MEASURED = (
@@ -24,231 +45,422 @@ MEASURED = (
     Column("max", "max", ".4f"),
     Column("epochs", "epochs", ".1f"),
 )
+PEEKED = (Column("best_val", "best_val", ".4f"), Column("optimism", "optimism", "+.4f"))
 PUBLISHED = {
     key: Column(f"published_{key}", key, format, group="published")
     for key, format in (("n", ""), ("mean", ".4f"), ("std", ".4f"), ("min", ".4f"), ("max", ".4f"), ("epochs", ".1f"))
 }
 """Key of a suite's ``reference`` row -> the column that shows it."""
-DIFFERENCE = Column("difference", "difference", "+.4f")
-PROVENANCE = ("device", "dataset_fingerprint", "raybench_version", "torch_version")
-"""What should be one and the same behind all trials of a cell."""
-NUMBERS = ("test_accuracy", "epochs", "epochs_run", "train_images", "validation_images", "test_images")
-TEXTS = ("status", "error_class", "error", "validation", *PROVENANCE)
+COMPARED = (
+    Column("difference", "difference", "+.4f"),
+    Column("sigma", "sigma", ".1f", machine=True),
+    Column("verdict", "verdict", align="left", brief=True),
+)
+COMBINED = (
+    Column("softmax", "mean softmax", ".4f", group="ensemble"),
+    Column("vote", "majority vote", ".4f", group="ensemble"),
+    Column("gain", "gain", "+.4f", group="ensemble"),
+)
 
 
-def summarize(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> Table:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a table shows of a suite's results."""
+
+    rows: tuple[str, ...] = ()
+    """Axes whose values label the rows; none for all that are not ``columns``. Trials that differ in others are pooled.
+    """
+    columns: tuple[str, ...] = ()
+    """Axes whose values get a group of columns each."""
+    metric: str = "accuracy"
+    """One of `metrics.METRICS`."""
+    rule: Rule = "best_val"
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether it shows the number that publications print."""
+        return self.metric == "accuracy"
+
+
+def summarize(
+    rows: pd.DataFrame,
+    suite: Suite,
+    trials: Sequence[Trial],
+    view: View | None = None,
+    *,
+    epochs: pd.DataFrame | None = None,
+    predictions: PredictionsOf | None = None,
+) -> Table:
     """Return one row per cell of the plan: how many trials finished, and mean, std, min, max of their accuracies.
 
     Args:
         rows: what is stored, one row per trial, columns as in `records.TrialRow`; may be empty. Only rows with a
             finished status enter the numbers; rows that are not planned are counted in a note.
         suite: its compare axes, and the search axes with several values, label the rows; a published row of its
-            ``reference`` stands beside each cell that has all the labels it names.
+            ``reference`` stands beside each cell that has all the labels it names, with a verdict
+            (`raybench.published.verdict`).
         trials: the plan, `plan.expand(suite)` or a part of it: decides which cells there are, and their order.
+        view: which axes, metric and rule; by default all axes, and the accuracy as it was stored.
+        epochs: rows of ``epochs/``, for the rules ``last`` and ``peek``.
+        predictions: `raybench.store.Store.predictions`, for the metric ``macro_f1``.
 
     Accuracies are shares, 0 to 1: the stored ``test_accuracy``, of the weights of the epoch that was best by
     ``train.best``. std is the sample standard deviation (ddof=1), None for one trial. ``epochs`` is the mean number
-    of epochs trained, ``difference`` the measured minus the published mean.
+    of epochs trained, ``difference`` the measured minus the published mean, ``optimism`` the mean by ``peek`` minus
+    that by ``best_val`` of the same trials.
+
+    Raises:
+        UserError: if the view names what is no axis, metric or rule, or the rule cannot be followed.
     """
-    cells = _cells(suite, trials)
-    shown = [trial for _, members in cells for trial in members]
-    stored = _stored(rows, [members for _, members in cells])
+    view = view or View()
+    metrics.check(view.metric, view.rule)
+    shown_axes = _axes(suite, trials, view)
+    groups = list(groups_of(suite, trials, (*shown_axes, *view.columns)))
+    shown = [trial for group in groups for trial in group.members]
+    stored = stored_of(rows, [group.members for group in groups])
     finished = stored[stored["status"].isin(FINISHED)]
+    finished = finished.assign(
+        value=metrics.values_of(finished, view.metric, view.rule, epochs, predictions),
+        best_val=metrics.values_of(finished, view.metric) if view.rule == "peek" else None,
+    )
+    if view.rule == "peek" and len(finished) and finished["value"].isna().all():
+        raise UserError(
+            "--rule peek: needs the test accuracy of every epoch, and no finished trial has it: run the suite with"
+            " --set train.test_every_epoch=true"
+        )
+    with_value = finished.dropna(subset="value")
+    numbers = _numbers(with_value, groups, suite, view)
 
-    by_cell = finished.groupby("cell")
-    numbers = by_cell["test_accuracy"].agg(["count", "mean", "std", "min", "max"])
-    numbers["epochs"] = by_cell["epochs"].mean()
-    numbers = numbers.reindex(range(len(cells))).astype(object)
-    measured = numbers.where(numbers.notna(), None).itertuples(index=False)
-
-    search = suite.names("search") if suite.searches else []
-    search = [axis for axis in search if suite.confirm == "winner" or len({labels[axis] for labels, _ in cells}) > 1]
-    axes = [*suite.names("compare"), *search]
-    keys = [key for key in PUBLISHED if any(key in reference for reference in suite.reference)]
-    seeds = len(suite.axis("seed").labels)
-    table: list[tuple[Label | None, ...]] = []
-    beside: list[Mapping[str, Any]] = []
-    for (labels, members), (count, mean, *spread) in zip(cells, measured, strict=True):
-        published = _published(suite, labels)
-        beside.append(published)
-        values = [*(labels[axis] for axis in axes), int(count or 0), len(members) or seeds, mean, *spread]
-        values += [published.get(key) for key in keys]
-        if "mean" in keys:
-            values.append(mean - published["mean"] if mean is not None and "mean" in published else None)
-        table.append(tuple(values))
-    for published in suite.reference if suite.draw else ():
-        if published not in beside:  # points are not drawn twice: what was published stands below what was measured
-            blank = [None] * len(MEASURED), [published.get(key) for key in keys], [None] * ("mean" in keys)
-            table.append((*(published.get(axis) for axis in axes), *itertools.chain(*blank)))
-
+    beside = [*numbers, *(_as_published(row) for row in suite.reference if suite.draw and view.is_compared)]
+    keys = [key for key in PUBLISHED if any(f"published_{key}" in number for number in beside)]
+    columns, table = (_pivot if view.columns else _long)(suite, groups, numbers, shown_axes, view, keys)
+    pooled = pooled_in(groups)
     return Table(
         suite=suite.name,
-        title=f"{suite.name}: {suite.about}" if suite.about else suite.name,
-        header=(*_header(stored, shown or trials), *_search(rows, suite, trials)),
-        warnings=_warnings(stored, trials),
-        columns=(
-            *(Column(axis, axis, align="left") for axis in axes),
-            *MEASURED,
-            *(PUBLISHED[key] for key in keys),
-            *([DIFFERENCE] if "mean" in keys else []),
+        title=", ".join(
+            [
+                f"{suite.name}: {suite.about}" if suite.about else suite.name,
+                *([view.metric] if view.metric != "accuracy" else []),
+                *([f"rule {view.rule}"] if view.rule != "best_val" else []),
+                *([f"pooled over {' and '.join(pooled)}"] if pooled else []),
+                *(["mean ± std (n)"] if view.columns else []),
+            ]
         ),
-        rows=tuple(table),
+        header=(
+            *_header(view, stored, shown or trials, pooled, epochs=any(column.name == "epochs" for column in columns)),
+            *search_of(rows, suite, trials),
+            *([said_of(suite.reference)] if any(number.get("sigma") is not None for number in numbers) else []),
+        ),
+        warnings=(*warnings_of(stored, trials), *_of_rule(view)),
+        columns=columns,
+        rows=table,
         notes=(
             *(
                 f"{axis} is searched: each value is shown as it is, none was chosen and confirmed"
-                for axis in search
-                if suite.confirm == "none"
+                for axis in suite.names("search")
+                if suite.searches and suite.confirm == "none" and axis in (*shown_axes, *view.columns)
             ),
-            *_missing(stored, shown),
-            *_open_search(rows, suite, trials),
-            *_mixtures(finished, shown),
-            *_unplanned(rows, trials),
+            *missing(stored, shown),
+            *_without_value(finished, view),
+            *_unequal(with_value, shown, groups),
+            *_verdicts(numbers),
+            *open_search(rows, suite, trials),
+            *mixtures(finished, shown),
+            *unplanned(rows, trials),
         ),
     )
 
 
-def _cells(suite: Suite, trials: Sequence[Trial]) -> list[tuple[dict[str, Label | None], list[Trial]]]:
-    """Return the rows of the table: their labels, and the trials whose accuracies they show.
+# ---------------------------------------------------------------------------------------------------------------------
+# Which axes label the rows
 
-    Where winners are confirmed a row is a cell with its winner, and has no labels of ``search`` until one is known.
+
+def _axes(suite: Suite, trials: Sequence[Trial], view: View) -> tuple[str, ...]:
+    """Return the axes that label the rows.
+
+    Raises:
+        UserError: if the view names what is no axis, or one twice.
     """
-    names = suite.names("compare", "search")
-    if not suite.searches or suite.confirm == "none":
-        return [(dict(zip(names, (*cell, *point), strict=True)), group) for cell, point, group in plan.cells(trials)]
-    rows: list[tuple[dict[str, Label | None], list[Trial]]] = []
-    for cell, members in plan.by_cell(trials).items():
-        confirm = [trial for trial in members if trial.stage == "confirm"]
-        point = confirm[0].point if confirm else [None] * len(suite.names("search"))
-        rows.append((dict(zip(names, (*cell, *point), strict=True)), confirm))
-    return rows
+    known = suite.names("compare", "search", "repeat")
+    named = [*(("--rows", axis) for axis in view.rows), *(("--columns", axis) for axis in view.columns)]
+    for option, axis in named:
+        if axis not in known:
+            raise UserError(f"{option} {axis}: is no axis of {suite.name}{did_you_mean(axis, known)}")
+        if [axis for _, axis in named].count(axis) > 1:
+            raise UserError(f"{option} {axis}: is named twice: an axis labels rows or columns")
+    if view.rows:
+        return view.rows
+    cells = cells_of(suite, trials)
+    return tuple(axis for axis in (*suite.names("compare"), *search_axes(suite, cells)) if axis not in view.columns)
 
 
-def _search(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> list[str]:
-    """Say how the points of a search came about, how a winner was found, and what that cost."""
-    if not suite.searches:
-        return []
-    first = trials[0]
-    search = [trial for trial in trials if trial.stage == "search" or trial.seed == first.seed]
-    points = _listed(len({trial.point for trial in group}) for group in plan.by_cell(search).values())
-    axes, drawn = ", ".join(suite.names("search")), " drawn by Optuna" if suite.draw else ""
-    lines = []
-    if suite.confirm == "winner":
-        lines.append(
-            f"{axes}: in each cell the best of {points} points{drawn} by {first.settings['train']['best']} with seed"
-            f" {first.seed}, trained with every seed; the other points are in no number"
-        )
-    ended = _stored(rows, [search]).dropna(subset="status")
-    cost = f"search: {_count(len(ended), 'trial')}{drawn}, {_count(int(_epochs_run(ended).sum()), 'epoch')}"
-    pruned = ended[ended["status"] == "pruned"]
-    if suite.prune:
-        planned = sum(search[index].settings["train"]["epochs"] for index in pruned.index)
-        saved = f"{planned - int(_epochs_run(pruned).sum()):,}"
-        cost += f"; {len(pruned)} pruned by {suite.prune.name}, {saved} of their epochs not trained"
-    return [*lines, cost]
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
 
 
-def _epochs_run(stored: pd.DataFrame) -> pd.Series:
-    return stored["epochs_run"].fillna(0)
+def _numbers(with_value: pd.DataFrame, groups: Sequence[Group], suite: Suite, view: View) -> list[dict[str, Any]]:
+    """Return the numbers of each group by the names of their columns; those that there are not are None."""
+    by_cell = with_value.groupby("cell")
+    found = by_cell["value"].agg(["count", "mean", "std", "min", "max"])
+    found["epochs"] = by_cell["epochs"].mean()
+    if view.rule == "peek":
+        found["best_val"] = by_cell["best_val"].mean()
+        found["optimism"] = found["mean"] - found["best_val"]
+    found = found.reindex(range(len(groups))).astype(object)
+    protocol = Protocol(suite) if view.is_compared else None
+    numbers = []
+    for group, measured in zip(groups, found.where(found.notna(), None).to_dict("records"), strict=True):
+        number = {str(name): value for name, value in measured.items()}
+        number |= {"n": int(number.pop("count") or 0), "planned": group.planned}
+        if protocol:
+            published = published_row(suite, group.labels)
+            number |= _as_published(published)
+            if number["mean"] is not None and "mean" in published:
+                number["difference"] = number["mean"] - published["mean"]
+                why = "; ".join(filter(None, [_not_as_published(group, view), protocol.changed(group.members[0])]))
+                number["sigma"], number["verdict"] = verdict(number["n"], number["mean"], number["std"], published, why)
+        numbers.append(number)
+    return numbers
 
 
-def _open_search(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> list[str]:
-    """Say what is missing of a search whose winners are confirmed."""
-    search = [trial for trial in trials if trial.stage == "search"]
-    if not search or suite.confirm == "none":
-        return []
-    lines = [f"search: {line}" for line in _missing(_stored(rows, [search]), search) if not line.endswith("pruned")]
-    if not any(trial.stage == "confirm" for trial in trials):
-        lines.append("search: no winner is known yet")
-    return lines
+def _as_published(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"published_{key}": row[key] for key in PUBLISHED if key in row}
 
 
-def _stored(rows: pd.DataFrame, cells: Sequence[Sequence[Trial]]) -> pd.DataFrame:
-    """Return one row per planned trial, in the order of ``cells``: the index of its cell, and what is stored of it."""
-    planned = [(trial.id, cell) for cell, members in enumerate(cells) for trial in members]
-    found = rows[["trial_id", *NUMBERS, *TEXTS]].drop_duplicates("trial_id", keep="last")
-    stored = pd.DataFrame(planned, columns=["trial_id", "cell"]).merge(found, on="trial_id", how="left")
-    return stored.astype(dict.fromkeys(NUMBERS, float))
+def _not_as_published(group: Group, view: View) -> str:
+    """Return why a group's numbers are another thing than a cell's of the suite's protocol, or nothing."""
+    if view.rule != "best_val":
+        return f"rule {view.rule}"
+    return f"pooled over {' and '.join(group.pooled)}" if group.pooled else ""
 
 
-def _published(suite: Suite, labels: Mapping[str, Label | None]) -> dict[str, Any]:
-    """Return the first reference row whose axes all have the cell's labels, or an empty one."""
-    for reference in suite.reference:
-        if all(labels.get(axis) == label for axis, label in reference.items() if axis not in Reference.model_fields):
-            return reference
-    return {}
+# ---------------------------------------------------------------------------------------------------------------------
+# Columns and rows
+
+Grid = tuple[tuple[Column, ...], tuple[tuple[Label | None, ...], ...]]
 
 
-def _header(stored: pd.DataFrame, planned: Sequence[Trial]) -> tuple[str, ...]:
-    """Say what was measured, on what, and what the columns mean."""
-    best = _listed(trial.settings["train"]["best"] for trial in planned)
-    validation = _listed(stored["validation"].dropna().unique())
-    dataset = [
-        ("{}", _listed(trial.settings["dataset"]["name"] for trial in planned)),
-        ("{} training images", _listed(stored["train_images"].dropna().unique(), ",.0f")),
-        ("{} validation images", _listed(stored["validation_images"].dropna().unique(), ",.0f")),
-        ("{} test images", _listed(stored["test_images"].dropna().unique(), ",.0f")),
-        ("fingerprint {}", _listed(stored["dataset_fingerprint"].dropna().unique())),
+def _long(
+    suite: Suite,
+    groups: Sequence[Group],
+    numbers: Sequence[Mapping[str, Any]],
+    axes: Sequence[str],
+    view: View,
+    keys: Sequence[str],
+) -> Grid:
+    """Return a row per group, with a column per number."""
+    spec = METRICS[view.metric].format
+    shown = [replace(column, format=spec) if column.format == ".4f" else column for column in MEASURED]
+    if view.metric == "epochs":
+        shown.pop()
+    if view.rule == "peek":
+        shown += PEEKED
+    shown += [PUBLISHED[key] for key in keys]
+    shown += COMPARED if "mean" in keys else ()
+    rows = [
+        (*(group.labels[axis] for axis in axes), *(number.get(column.name) for column in shown))
+        for group, number in zip(groups, numbers, strict=True)
     ]
-    return (
-        f"accuracy: share of the test images, 0 to 1; selection rule: the weights of the epoch with the best {best}",
-        "std: sample standard deviation (ddof=1); n: finished trials, of those planned where some are missing;"
-        " epochs: mean number trained",
-        f"dataset: {', '.join(text.format(values) for text, values in dataset if values)}",
-        *([f"validation images: {validation}"] if validation else []),
+    if suite.draw and not view.rows:  # points are not drawn twice: what was published stands below what was measured
+        beside = [published_row(suite, group.labels) for group in groups]
+        for published in suite.reference if keys else ():
+            if published not in beside:
+                alone = _as_published(published)
+                rows.append((*(published.get(axis) for axis in axes), *(alone.get(column.name) for column in shown)))
+    return (*(Column(axis, axis, align="left") for axis in axes), *shown), tuple(rows)
+
+
+def _pivot(
+    suite: Suite,
+    groups: Sequence[Group],
+    numbers: Sequence[Mapping[str, Any]],
+    axes: Sequence[str],
+    view: View,
+    keys: Sequence[str],
+) -> Grid:
+    """Return a row per values of ``axes``, with a group of columns per values of the view's ``columns``."""
+    cells: dict[tuple[Label | None, ...], dict[str, Mapping[str, Any]]] = {}
+    names: dict[str, None] = {}
+    for group, number in zip(groups, numbers, strict=True):
+        name = "/".join(str(group.labels[axis]) for axis in view.columns)
+        names[name] = None
+        cells.setdefault(tuple(group.labels[axis] for axis in axes), {})[name] = number
+    each, of_axes = _each_value(view, keys), "/".join(view.columns)
+    columns = [Column(axis, axis, align="left") for axis in axes]
+    for name in names:
+        for column in each:
+            alone = len(each) == len(MEASURED) - 1  # then its title can be the value
+            columns.append(
+                replace(
+                    column,
+                    name=f"{name}_{column.name}",
+                    title=name if alone else column.title,
+                    group=of_axes if alone else f"{of_axes} {name}",
+                    of=column.of and f"{name}_{column.of}",
+                    spread=column.spread and f"{name}_{column.spread}",
+                    count=column.count and f"{name}_{column.count}",
+                )
+            )
+    rows = tuple(
+        (*labels, *(found.get(name, {}).get(column.name) for name in names for column in each))
+        for labels, found in cells.items()
+    )
+    return tuple(columns), rows
+
+
+def _each_value(view: View, keys: Sequence[str]) -> list[Column]:
+    """Return the columns of one value of a pivot: people see mean, spread and count in one."""
+    spec = METRICS[view.metric].format
+    title = "measured" if keys else view.rule
+    each = [
+        replace(column, format=column.format and spec, machine=column.name in ("min", "max"))
+        if column.name != "mean"
+        else Column("mean", title, spec, spread="std", count="n")
+        for column in MEASURED[:-1]
+    ]
+    if view.rule == "peek":
+        each += (replace(PEEKED[0], format=spec, machine=True), replace(PEEKED[1], format=f"+{spec}"))
+    for key in keys:
+        column = replace(PUBLISHED[key], machine=key in ("min", "max", "epochs"))
+        if key == "mean":
+            spread, count = (f"published_{part}" if part in keys else "" for part in ("std", "n"))
+            column = replace(column, title="published", spread=spread, count=count)
+        each.append(column)
+    if "mean" in keys:
+        each += [replace(column, machine=column.name != "verdict") for column in COMPARED]
+    return each
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said beside the numbers
+
+
+def _header(
+    view: View,
+    stored: pd.DataFrame,
+    planned: Sequence[Trial],
+    pooled: Mapping[str, Sequence[Label | None]] | None = None,
+    *,
+    epochs: bool = False,
+) -> list[str]:
+    """Say what the numbers are; where ``epochs`` are shown, these too."""
+    metric = METRICS[view.metric]
+    best = listed(trial.settings["train"]["best"] for trial in planned)
+    rules: dict[Rule, str] = {
+        "best_val": f"the weights of the epoch with the best {best}",
+        "last": "last, the weights after the last epoch",
+        "peek": "peek, the weights of the epoch with the best test accuracy",
+    }
+    rule = f"; selection rule: {rules[view.rule]}" if metric.by_epoch or not metric.column else ""
+    lines = [
+        f"{view.metric}: {metric.meaning}{rule}",
+        "std: sample standard deviation (ddof=1); n: finished trials, of those planned where some are missing"
+        + ("; epochs: mean number trained" if epochs else ""),
+    ]
+    if pooled:
+        axes = " and ".join(f"{axis} ({listed(labels)})" for axis, labels in pooled.items())
+        lines.append(f"pooled over {axes}: n counts trials of all of them, and std has their differences in it")
+    if view.rule == "peek":
+        lines.append("optimism: mean by peek minus mean by best_val, of the same trials")
+    return [*lines, *data_of(stored, planned)]
+
+
+def _of_rule(view: View) -> list[str]:
+    said = "rule peek: every trial's epoch was chosen on the test images that it is judged on, numbers are optimistic"
+    return [said] if view.rule == "peek" else []
+
+
+def _without_value(finished: pd.DataFrame, view: View) -> list[str]:
+    """Say why finished trials are in no number."""
+    without = int(finished["value"].isna().sum())
+    if not without:
+        return []
+    why = {
+        "peek": "were not tested after every epoch (train.test_every_epoch)",
+        "last": f"have no {view.metric} of their last epoch",
+        "best_val": "have no readable predictions" if view.metric == "macro_f1" else f"have no {view.metric}",
+    }
+    return [f"{counted(without, 'finished trial')} in no number: they {why[view.rule]}"]
+
+
+def _unequal(with_value: pd.DataFrame, shown: Sequence[Trial], groups: Sequence[Group]) -> list[str]:
+    """Say where the cells that are pooled do not have as many trials each: the mean leans to those with more."""
+    behind = Counter((shown[index].cell, shown[index].point) for index in with_value.index)
+    unequal = 0
+    for group in groups:
+        if group.pooled:
+            unequal += len({behind[cell] for cell in {(trial.cell, trial.point) for trial in group.members}}) > 1
+    return [f"{counted(unequal, 'mean')} pooled from cells of unequal n: those with more count more"] if unequal else []
+
+
+def _verdicts(numbers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say why measured and published numbers were not compared: a line per reason."""
+    said = Counter(text for number in numbers if (text := number.get("verdict")) and ":" in text)
+    return [f"{text} ({counted(n, 'cell')})" for text, n in said.items()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ensembles
+
+
+def summarize_ensembles(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial], predictions: PredictionsOf) -> Table:
+    """Return one row per cell: the mean accuracy of its trials, and that of them together.
+
+    The finished trials of a cell are combined on the test images (`raybench.ensemble`); those of different images are
+    not, and one alone is no ensemble. ``gain`` is the accuracy of the mean softmax minus the mean of the trials'.
+
+    Args:
+        rows, suite, trials: as for `summarize`.
+        predictions: `raybench.store.Store.predictions`.
+    """
+    axes = _axes(suite, trials, View())
+    groups = list(groups_of(suite, trials, axes))
+    shown = [trial for group in groups for trial in group.members]
+    stored = stored_of(rows, [group.members for group in groups])
+    finished = stored[stored["status"].isin(FINISHED)]
+    notes, table = [], []
+    for index, group in enumerate(groups):
+        ids = finished["trial_id"][finished["cell"] == index]
+        found = list(predictions(ids).values())
+        if len(found) < len(ids):
+            without = counted(len(ids) - len(found), "finished trial")
+            notes.append(f"{_cell_name(group)}: {without} in no number: no readable predictions")
+        if found and not ensemble.same_images(found):
+            notes.append(f"{_cell_name(group)}: not combined: its trials have different test images")
+        table.append((*(group.labels[axis] for axis in axes), *_combined(found, group)))
+    return Table(
+        suite=suite.name,
+        title=f"{suite.name}: {suite.about}, ensembles" if suite.about else f"{suite.name}, ensembles",
+        header=(
+            *_header(View(), stored, shown or trials),
+            "ensemble: of the n trials of a row, from their stored logits; mean softmax: the largest class of the mean"
+            " of their softmax; majority vote: the class that most of them predict, of equally many votes the one with"
+            " the larger mean softmax; gain: mean softmax minus mean",
+            *search_of(rows, suite, trials),
+        ),
+        warnings=warnings_of(stored, trials),
+        columns=(*(Column(axis, axis, align="left") for axis in axes), *MEASURED[:4], *COMBINED),
+        rows=tuple(table),
+        notes=(
+            *missing(stored, shown),
+            *notes,
+            *open_search(rows, suite, trials),
+            *mixtures(finished, shown),
+            *unplanned(rows, trials),
+        ),
     )
 
 
-def _warnings(stored: pd.DataFrame, planned: Sequence[Trial]) -> tuple[str, ...]:
-    warnings = []
-    if any(trial.settings["train"]["smoke"] for trial in planned):
-        warnings.append("smoke run: numbers mean nothing")
-    if (stored["validation"] == "test").any():
-        warnings.append(
-            "validation images = TEST images: the epoch was chosen on the test set, accuracies are optimistic"
-        )
-    return tuple(warnings)
+def _combined(found: Sequence[Predictions], group: Group) -> list[float | None]:
+    """Return n, the number planned, mean and std of the trials, and accuracies and gain of the ensembles."""
+    single = pd.Series([float((trial.prediction == trial.label).mean()) for trial in found], dtype=float)
+    mean, std = (None if pd.isna(value) else float(value) for value in (single.mean(), single.std()))
+    numbers: list[float | None] = [len(found), group.planned, mean, std]
+    if len(found) < 2 or not ensemble.same_images(found):
+        return [*numbers, None, None, None]
+    softmax, vote = ensemble.accuracies(found)
+    return [*numbers, softmax, vote, softmax - mean if mean is not None else None]
 
 
-def _missing(stored: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
-    """Say why planned trials are in no number: a line per class of error, with the first as an example."""
-    lines = []
-    failed = stored[stored["status"] == "failed"]
-    classes = failed["error_class"].fillna("error")
-    for error_class in classes.unique():
-        first = classes.index[classes == error_class][0]
-        example = f"{planned[first].name} with {failed.at[first, 'error']!s}"
-        lines.append(f"{_count((classes == error_class).sum(), 'trial')} failed, {error_class}: {example}")
-    pruned, waiting = (stored["status"] == "pruned").sum(), stored["status"].isna().sum()
-    if pruned:
-        lines.append(f"{_count(pruned, 'trial')} pruned")
-    if waiting:
-        lines.append(f"{_count(waiting, 'trial')} not run yet")
-    return lines
-
-
-def _mixtures(finished: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
-    """Say where the trials of one cell ran on different devices, data or code."""
-    lines = []
-    for column in PROVENANCE:
-        different = finished.groupby("cell")[column].nunique()
-        mixed = finished[finished["cell"].isin(different.index[different > 1])]
-        if len(mixed):
-            rows, first = _count(mixed["cell"].nunique(), "row"), planned[mixed.index[0]].name
-            values = _listed(mixed[column].dropna().unique())
-            lines.append(f"warning: {column} differs among the trials of {rows}, the first with {first}: {values}")
-    return lines
-
-
-def _unplanned(rows: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
-    unplanned = len(set(rows["trial_id"]) - {trial.id for trial in planned})
-    return [f"not shown: {_count(unplanned, 'stored trial')} of other settings"] if unplanned else []
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _listed(values: Iterable[Any], spec: str = "") -> str:
-    """Return the different ``values`` in their order; of many, the first few."""
-    different = [format(value, spec) for value in dict.fromkeys(values)]
-    return " / ".join(different[:5]) + (f" / ... ({len(different)} in all)" if len(different) > 5 else "")
+def _cell_name(group: Group) -> str:
+    return ", ".join(f"{axis}={label}" for axis, label in group.labels.items())

@@ -1,12 +1,14 @@
-"""A table as plain data, and its written forms: terminal, Markdown, LaTeX, CSV, JSON."""
+"""A table as plain data, and its written forms: terminal, Markdown, LaTeX, CSV, JSON, HTML."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import groupby
 from typing import Literal
 
 import pandas as pd
@@ -36,6 +38,14 @@ class Column:
     """Stands above or before the titles of the neighbours that share it."""
     of: str = ""
     """The column with the whole of which this one counts a part: people see ``4/5`` here and no column for the 5."""
+    spread: str = ""
+    """The column with the spread of this one's mean: people see ``0.80 ± 0.02`` here and no column for the 0.02."""
+    count: str = ""
+    """The column with the number behind this one: people see ``0.80 (5)`` here and no column for the 5."""
+    brief: bool = False
+    """Whether people see a text up to its first colon: the rest is in the notes."""
+    machine: bool = False
+    """Whether the column is for programs alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +63,8 @@ class Table:
     """Raw values, one per column; None where there is none, never NaN."""
     notes: tuple[str, ...]
     """What is missing from the numbers, and why."""
+    part: str = ""
+    """Which of a suite's tables this is, where there are several."""
 
 
 def show(table: Table, console: Console) -> None:
@@ -91,18 +103,25 @@ def render(table: Table, format: str) -> str:
 
 def _for_people(table: Table, missing: str) -> tuple[list[Column], list[list[str]]]:
     """Return the columns that people see, and their cells as text, ``missing`` where there is no value."""
-    at = {column.name: index for index, column in enumerate(table.columns)}
-    wholes = {column.of for column in table.columns}
-    shown = [column for column in table.columns if column.name not in wholes]
+    by_name = {column.name: column for column in table.columns}
+    parts = {name for column in table.columns for name in (column.of, column.spread, column.count)}
+    shown = [column for column in table.columns if column.name not in parts and not column.machine]
 
-    def cell(row: tuple[Label | None, ...], column: Column) -> str:
-        value = row[at[column.name]]
-        if value is None:
-            return missing
-        text = format(value, column.format)
-        return f"{text}/{row[at[column.of]]}" if column.of and value != row[at[column.of]] else text
+    def cell(values: Mapping[str, Label | None], column: Column) -> str:
+        value = values[column.name]
+        text = missing if value is None else format(value, column.format)
+        if column.brief:
+            text = text.partition(":")[0]
+        if column.of and value is not None and value != values[column.of]:
+            text += f"/{values[column.of]}"
+        if column.spread and values[column.spread] is not None:
+            text += f" ± {cell(values, by_name[column.spread])}"
+        if column.count and values[column.count] is not None:
+            text += f" ({cell(values, by_name[column.count])})"
+        return text
 
-    return shown, [[cell(row, column) for column in shown] for row in table.rows]
+    named = [dict(zip(by_name, row, strict=True)) for row in table.rows]
+    return shown, [[cell(values, column) for column in shown] for values in named]
 
 
 def _markdown(table: Table) -> str:
@@ -134,13 +153,14 @@ TEX = str.maketrans(
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
+        "±": r"$\pm$",
     }
 )
 
 
 def _latex(table: Table) -> str:
     columns, rows = _for_people(table, missing="--")
-    frame = pd.DataFrame([[text.translate(TEX) for text in row] for row in rows])
+    frame = pd.DataFrame([[text.translate(TEX) for text in row] for row in rows], columns=range(len(columns)))
     titles = [(column.group.translate(TEX), column.title.translate(TEX)) for column in columns]
     grouped = any(group for group, _ in titles)
     frame.columns = pd.MultiIndex.from_tuples(titles) if grouped else pd.Index([title for _, title in titles])
@@ -150,7 +170,7 @@ def _latex(table: Table) -> str:
         multicol_align="c",
         position_float="centering",
         caption=". ".join((table.title, *table.warnings)).translate(TEX),
-        label=f"tab:{table.suite}",
+        label=f"tab:{'-'.join(filter(None, (table.suite, table.part)))}",
     )
     said = "\n".join((*table.header, *table.notes))
     return "".join(f"% {line}\n" for line in said.splitlines()) + body
@@ -178,5 +198,61 @@ def _json(table: Table) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"markdown": _markdown, "latex": _latex, "csv": _csv, "json": _json}
+def _html(table: Table) -> str:
+    """Return a fragment: a section with a heading, what is said, and a table whose numbers can be sorted by.
+
+    ``data-name`` of a heading is the column's name for programs, ``data-value`` of a cell the unrounded number.
+    """
+    columns, rows = _for_people(table, missing="–")
+    names = [column.name for column in table.columns]
+    raw = [dict(zip(names, row, strict=True)) for row in table.rows]
+
+    def listed(lines: Sequence[str], kind: str) -> list[str]:
+        return [f'<ul class="{kind}">', *(f"<li>{escape(line)}</li>" for line in lines), "</ul>"] if lines else []
+
+    def head(column: Column) -> str:
+        return f'<th scope="col" class="{column.align}" data-name="{escape(column.name)}">{escape(column.title)}</th>'
+
+    def cell(text: str, column: Column, values: Mapping[str, Label | None]) -> str:
+        value = values[column.name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        attribute = f' data-value="{json.dumps(value)}"' if number else ""
+        return f'<td class="{column.align}"{attribute}>{escape(text)}</td>'
+
+    groups = [(group, len(list(members))) for group, members in groupby(columns, key=lambda column: column.group)]
+    above = [
+        f'<th scope="colgroup" colspan="{n}">{escape(group)}</th>' if group else f'<td colspan="{n}"></td>'
+        for group, n in groups
+    ]
+    body = [
+        f"<tr>{''.join(cell(text, column, values) for text, column in zip(texts, columns, strict=True))}</tr>"
+        for texts, values in zip(rows, raw, strict=True)
+    ]
+    lines = [
+        '<section class="raybench-table">',
+        f"<h3>{escape(table.title)}</h3>",
+        *listed(table.header, "header"),
+        *(f'<p class="warning">WARNING: {escape(line)}</p>' for line in table.warnings),
+        "<table>",
+        "<thead>",
+        *([f"<tr>{''.join(above)}</tr>"] if any(column.group for column in columns) else []),
+        f"<tr>{''.join(map(head, columns))}</tr>",
+        "</thead>",
+        "<tbody>",
+        *body,
+        "</tbody>",
+        "</table>",
+        *listed(table.notes, "notes"),
+        "</section>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "markdown": _markdown,
+    "latex": _latex,
+    "csv": _csv,
+    "json": _json,
+    "html": _html,
+}
 """The written forms of a table, besides the one that `show` prints."""

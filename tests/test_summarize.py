@@ -1,27 +1,25 @@
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
-import shutil
-import subprocess
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from raybench import plan
 from raybench import suite as suites
+from raybench.errors import UserError
 from raybench.plan import Trial
-from raybench.records import TrialRow
+from raybench.records import Predictions, TrialRow
+from raybench.search import Ended
 from raybench.suite import Suite
-from raybench.summarize import summarize
-from raybench.table import FORMATS, Table, render, show
+from raybench.summarize import View, summarize, summarize_ensembles
+from raybench.table import FORMATS, Table, render
 
 SUITE = """
 name: small_test
@@ -33,6 +31,9 @@ repeat: {seed: 3}
 reference:
   - {model: model1, augmentation: none, mean: 0.5, std: 0.25, epochs: 10.0}
 """
+
+
+ALONE = "no verdict: n = 1, so the spread is not known (1 cell)"
 
 
 def load(tmp_path: Path, text: str = SUITE, *sets: str, smoke: bool = False) -> tuple[Suite, list[Trial]]:
@@ -129,9 +130,13 @@ def test_numbers_by_hand(small: Table) -> None:
         "published_std": 0.25,
         "published_epochs": 10.0,
         "difference": 0.125,
+        # 0.125 / sqrt(0.125^2 / 3 + 0.25^2), and Welch's df is 0.067708^2 / (0.005208^2 / 2) = 338
+        "sigma": pytest.approx(0.480384461),
+        "verdict": "consistent",
     }
     # One finished seed of three: it has a mean but no std, and no published row is its own.
-    nothing = dict.fromkeys(("std", "published_mean", "published_std", "published_epochs", "difference"))
+    compared = ("published_mean", "published_std", "published_epochs", "difference", "sigma", "verdict")
+    nothing = dict.fromkeys(("std", *compared))
     labels = {"model": "small_cnn", "augmentation": "none"}
     assert small_cnn == {
         **labels,
@@ -154,6 +159,8 @@ def test_what_the_numbers_are_is_said(small: Table) -> None:
         " epochs: mean number trained",
         "dataset: digits, 1,337 training images, 100 validation images, 360 test images, fingerprint 0123456789abcdef",
         "validation images: size 100",
+        "verdict: sigma is the standard error of the difference, sqrt(std²/n + published std²/n) (a published std"
+        " without n as it is); consistent: within Welch's t interval at 95 %, each row on its own",
     )
     assert small.warnings == ()
     assert small.notes == (
@@ -195,7 +202,7 @@ def test_pruned_trials_never_enter_a_mean(tmp_path: Path) -> None:
     rows = [finished(trials[0], 0.5, 8), finished(trials[2], 1.0, 1, status="pruned")]
     table = summarize(frame(rows), suite, trials)
     assert (objects(table)[0]["mean"], objects(table)[0]["epochs"], objects(table)[0]["n"]) == (0.5, 8.0, 1)
-    assert table.notes == ("1 trial pruned", "4 trials not run yet")
+    assert table.notes == ("1 trial pruned", "4 trials not run yet", ALONE)
 
 
 def test_n_counts_what_is_in_the_mean(tmp_path: Path) -> None:
@@ -217,7 +224,7 @@ def test_stored_trials_that_are_not_planned_are_counted_not_shown(tmp_path: Path
 def test_a_trial_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
     suite, trials = load(tmp_path)
     table = summarize(frame([failed(trials[0]), finished(trials[0], 0.5)]), suite, trials[:1])
-    assert (objects(table)[0]["n"], objects(table)[0]["planned"], table.notes) == (1, 1, ())
+    assert (objects(table)[0]["n"], objects(table)[0]["planned"], table.notes) == (1, 1, (ALONE,))
 
 
 def test_rows_read_from_parquet_give_the_same_table(tmp_path: Path, small: Table) -> None:
@@ -262,7 +269,10 @@ def test_every_point_of_a_search_is_a_row_and_marked(tmp_path: Path) -> None:
         ("small_cnn", 0.01, 1, 0.5, None),
         ("small_cnn", 0.001, 1, 0.75, None),
     ]
-    assert table.notes == ("lr is searched: each value is shown as it is, none was chosen and confirmed",)
+    assert table.notes == (
+        "lr is searched: each value is shown as it is, none was chosen and confirmed",
+        "not comparable: search.lr [0.01, 0.001] instead of [0.001], another confirm (2 cells)",
+    )
 
 
 def test_part_of_a_plan_shows_its_cells_only(tmp_path: Path) -> None:
@@ -282,13 +292,14 @@ reference:
 """
     suite, trials = load(tmp_path, text)
     table = summarize(frame([finished(trials[0], 0.75)]), suite, trials)
-    names = [column.name for column in table.columns][-5:]
-    assert names == ["published_n", "published_mean", "published_min", "published_max", "difference"]
-    assert [row[-5:] for row in table.rows] == [
-        (None, 0.5, 0.375, 0.625, 0.25),
-        (5, 0.25, None, None, None),
-        (None, None, None, None, None),
-        (None, None, None, None, None),
+    names = [column.name for column in table.columns][-7:]
+    published = ["published_n", "published_mean", "published_min", "published_max"]
+    assert names == [*published, "difference", "sigma", "verdict"]
+    assert [row[-7:] for row in table.rows] == [
+        (None, 0.5, 0.375, 0.625, 0.25, None, "no verdict: n = 1, so the spread is not known"),
+        (5, 0.25, None, None, None, None, None),
+        (None,) * 7,
+        (None,) * 7,
     ]
 
 
@@ -307,19 +318,354 @@ def test_no_compare_axis_is_one_row(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Published rows: verdicts
+
+
+def verdicts(table: Table) -> list[Any]:
+    return [row["verdict"] for row in objects(table)]
+
+
+def test_a_verdict_stands_beside_what_was_published(tmp_path: Path) -> None:
+    text = SUITE.replace("std: 0.25,", "std: 0.125, n: 3,")
+    suite, trials = load(tmp_path, text)
+    close, far = ([finished(trial, mean + trial.seed / 8) for trial in trials] for mean in (0.5, 0.9))
+    table = summarize(frame(close), suite, trials)
+    # 0.625, 0.125 (3) against 0.5, 0.125 (3): 0.125 / (0.125 * sqrt(2/3)) = 1.22 sigma
+    assert objects(table)[0]["sigma"] == pytest.approx(1.2247, abs=1e-4)
+    assert verdicts(table) == ["consistent", None]
+    assert table.header[-1].startswith(
+        "verdict: sigma is the standard error of the difference, sqrt(std²/n + published"
+    )
+    assert verdicts(summarize(frame(far), suite, trials)) == ["differs by 5.1 sigma", None]
+
+
+def test_another_protocol_is_not_compared(tmp_path: Path) -> None:
+    suite, trials = load(tmp_path, SUITE, "train.epochs=2", "repeat.seed=2")
+    table = summarize(frame([finished(trial, 0.5 + trial.seed / 8) for trial in trials]), suite, trials)
+    assert verdicts(table) == ["not comparable: train.epochs 2 instead of 20", None]
+    assert objects(table)[0]["difference"] == 0.0625, "still there to be seen"
+    assert table.notes == ("not comparable: train.epochs 2 instead of 20 (1 cell)",)
+    assert "not comparable |" in render(table, "markdown")
+    assert not any(line.startswith("verdict:") for line in table.header)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Views: rows, columns, metrics, rules
+
+GRID = """
+name: grid
+dataset: {name: digits, validation: {size: 100}}
+compare: {model: [mlp, small_cnn], augmentation: [none, aug1]}
+search: {lr: [1e-3]}
+repeat: {seed: 2}
+reference:
+  - {model: mlp, augmentation: none, mean: 0.25, std: 0.125, n: 2}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> tuple[Suite, list[Trial], pd.DataFrame]:
+    """mlp/none 0.25 and 0.5, mlp/aug1 0.5 and a failure, small_cnn/none 0.75 twice, small_cnn/aug1 0.75 and 1."""
+    suite, trials = load(tmp_path, GRID)
+    accuracies = {("mlp", "none"): (0.25, 0.5), ("mlp", "aug1"): (0.5, None), ("small_cnn", "none"): (0.75, 0.75)}
+    rows = []
+    for trial in trials:
+        accuracy = accuracies.get(trial.cell, (0.75, 1.0))[trial.seed]
+        numbers = {"test_loss": 2.0 - trial.seed, "images_per_second": 1000.0 * (trial.seed + 1)}
+        rows.append(failed(trial) if accuracy is None else finished(trial, accuracy, 4 + trial.seed, **numbers))
+    return suite, trials, frame(rows)
+
+
+def view(grid: tuple[Suite, list[Trial], pd.DataFrame], **options: Any) -> Table:
+    suite, trials, rows = grid
+    tables = {name: options.pop(name) for name in ("epochs", "predictions") if name in options}
+    return summarize(rows, suite, trials, View(**options), **tables)
+
+
+def test_a_pivot_has_a_group_of_columns_per_value(grid: Any) -> None:
+    table = view(grid, rows=("model",), columns=("augmentation",))
+    mlp, cnn = objects(table)
+    assert {name: value for name, value in mlp.items() if name.startswith("none_")} == {
+        "none_n": 2,
+        "none_planned": 2,
+        "none_mean": 0.375,
+        "none_std": pytest.approx(0.1767767),  # 0.25 / sqrt(2)
+        "none_min": 0.25,
+        "none_max": 0.5,
+        "none_published_n": 2,
+        "none_published_mean": 0.25,
+        "none_published_std": 0.125,
+        "none_difference": 0.125,
+        "none_sigma": pytest.approx(0.8164966),  # 0.125 / sqrt(0.25^2 / 4 + 0.125^2 / 2)
+        "none_verdict": "consistent",
+    }
+    assert (mlp["aug1_n"], mlp["aug1_planned"], mlp["aug1_mean"], mlp["aug1_std"]) == (1, 2, 0.5, None)
+    assert (cnn["none_mean"], cnn["none_std"], cnn["aug1_mean"], cnn["aug1_verdict"]) == (0.75, 0.0, 0.875, None)
+    assert table.title == "grid, mean ± std (n)"
+    assert table.notes == ("1 trial failed, out_of_memory: mlp/aug1/0.001/s1 with CUDA out of memory",)
+    lines = render(table, "markdown").splitlines()
+    assert [word.strip() for word in lines[-4].split("|")[1:-1]] == [
+        "mlp", "0.3750 ± 0.1768 (2)", "0.2500 ± 0.1250 (2)", "consistent", "0.5000 (1/2)", "–", "–"
+    ]  # fmt: skip
+
+
+def test_a_pivot_of_a_metric_that_nobody_published(grid: Any) -> None:
+    table = view(grid, columns=("model",), metric="loss")
+    assert [column.title for column in table.columns if column.spread] == ["mlp", "small_cnn"]
+    assert {column.group for column in table.columns[1:]} == {"model"}
+    assert [(row["augmentation"], row["mlp_mean"]) for row in objects(table)] == [("none", 1.5), ("aug1", 2.0)]
+    assert table.title == "grid, loss, mean ± std (n)"
+    assert table.header[0] == (
+        "loss: mean loss over the test images; selection rule: the weights of the epoch with the best val_accuracy"
+    )
+
+
+def test_a_combination_that_is_not_planned_is_empty(tmp_path: Path) -> None:
+    suite, trials = load(tmp_path, GRID + "exclude: [{model: mlp, augmentation: aug1}]")
+    table = summarize(frame([]), suite, trials, View(columns=("augmentation",)))
+    assert [(row["none_n"], row["aug1_n"], row["aug1_planned"]) for row in objects(table)] == [
+        (0, None, None),
+        (0, 0, 2),
+    ]
+
+
+def test_fewer_axes_pool_and_say_so(grid: Any) -> None:
+    table = view(grid, rows=("model",))
+    mlp, cnn = objects(table)
+    assert (mlp["n"], mlp["planned"], mlp["mean"]) == (3, 4, pytest.approx(1.25 / 3))
+    assert mlp["std"] == pytest.approx(0.1443376)  # of 0.25, 0.5, 0.5
+    assert (cnn["n"], cnn["mean"], cnn["std"]) == (4, 0.8125, 0.125)
+    assert table.title == "grid, pooled over augmentation"
+    assert table.header[2] == (
+        "pooled over augmentation (none / aug1): n counts trials of all of them, and std has their differences in it"
+    )
+    assert table.notes[1] == "1 mean pooled from cells of unequal n: those with more count more"
+    assert "published_mean" not in mlp, "it is of one of the cells"
+
+
+def test_a_pooled_row_is_not_what_was_published(tmp_path: Path) -> None:
+    suite, trials = load(tmp_path, GRID.replace("model: mlp, augmentation: none, mean", "model: mlp, mean"))
+    rows = frame([finished(trial, 0.5 + trial.seed / 8) for trial in trials])
+    table = summarize(rows, suite, trials, View(rows=("model",)))
+    assert verdicts(table) == ["not comparable: pooled over augmentation", None]
+
+
+def test_pooled_over_a_search_that_is_not_confirmed(tmp_path: Path) -> None:
+    suite, trials = load(tmp_path, SUITE, "search.lr=[1e-2,1e-3]", "repeat.seed=2", "confirm=none")
+    rows = frame([finished(trial, trial.settings["train"]["lr"]) for trial in trials])
+    table = summarize(rows, suite, trials, View(rows=("model",)))
+    assert [(row["n"], row["mean"]) for row in objects(table)] == [(4, pytest.approx(0.0055))] * 2
+    assert table.title.endswith("pooled over lr")
+    assert not any("is searched" in note for note in table.notes)
+
+
+def test_seeds_can_be_an_axis(grid: Any) -> None:
+    table = view(grid, rows=("seed",))
+    assert [(row["seed"], row["n"], row["mean"]) for row in objects(table)] == [(0, 4, 0.5625), (1, 3, 0.75)]
+    assert table.title == "grid, pooled over model and augmentation"
+    table = view(grid, columns=("seed",))
+    assert [row["1_mean"] for row in objects(table)] == [0.5, None, 0.75, 1.0]
+    assert [row["1_planned"] for row in objects(table)] == [1, 1, 1, 1]
+
+
+def test_metrics_of_whole_trials(grid: Any) -> None:
+    table = view(grid, metric="epochs")
+    assert [(row["n"], row["mean"]) for row in objects(table)] == [(2, 4.5), (1, 4.0), (2, 4.5), (2, 4.5)]
+    assert table.columns[-1].name == "max", "epochs are the mean already"
+    assert table.header[:2] == (
+        "epochs: number trained",
+        "std: sample standard deviation (ddof=1); n: finished trials, of those planned where some are missing",
+    )
+    assert "| 1,500 |" in render(view(grid, metric="images_per_second"), "markdown")
+
+
+def test_macro_f1_comes_from_the_predictions(grid: Any) -> None:
+    trials = grid[1]
+
+    def predictions(ids: Any) -> dict[str, Predictions]:
+        label = np.array([0, 1, 1, 1], np.int16)
+        said = np.array([0, 1, 1, 0], np.int16)  # F1 2/3 and 4/5
+        found = {i: predicted(label, said) for i in ids}
+        found.pop(trials[0].id, None)
+        return found
+
+    table = view(grid, metric="macro_f1", predictions=predictions)
+    assert [(row["n"], row["mean"]) for row in objects(table)] == [
+        (1, pytest.approx(11 / 15)),
+        (1, pytest.approx(11 / 15)),
+        (2, pytest.approx(11 / 15)),
+        (2, pytest.approx(11 / 15)),
+    ]
+    assert "1 finished trial in no number: they have no readable predictions" in table.notes
+
+
+def predicted(label: np.ndarray, prediction: np.ndarray, **others: Any) -> Predictions:
+    index, logits = np.arange(len(label), dtype=np.int32), np.eye(3, dtype=np.float16)[prediction]
+    return Predictions(**{"index": index, "label": label, "prediction": prediction, "logits": logits, **others})
+
+
+def curves(trials: Sequence[Trial], *accuracies: float | None) -> pd.DataFrame:
+    rows = [(trial.id, epoch, accuracy) for trial in trials for epoch, accuracy in enumerate(accuracies, 1)]
+    frame = pd.DataFrame(rows, columns=["trial_id", "epoch", "test_accuracy"])
+    return frame.assign(test_accuracy=frame["test_accuracy"].astype(float))
+
+
+def test_the_last_epoch(grid: Any) -> None:
+    table = view(grid, rule="last", epochs=curves(grid[1], None, 0.5, 0.25))
+    assert {row["mean"] for row in objects(table)} == {0.25}
+    assert "optimism" not in objects(table)[0]
+    assert verdicts(table)[0] == "not comparable: rule last"
+    assert table.title == "grid, rule last"
+    assert table.header[0] == (
+        "accuracy: share of the test images, 0 to 1; selection rule: last, the weights after the last epoch"
+    )
+    assert table.warnings == ()
+
+
+def test_peeking_and_how_optimistic_it_is(grid: Any) -> None:
+    trials = grid[1]
+    epochs = curves(trials[1:], 0.5, 1.0, 0.25)
+    table = view(grid, rule="peek", epochs=pd.concat([epochs, curves(trials[:1], 0.5, None, 0.25)]))
+    # The first trial of mlp/none is out of both means: 1.0 against 0.5 of the second.
+    assert [(row["n"], row["mean"], row["best_val"], row["optimism"]) for row in objects(table)] == [
+        (1, 1.0, 0.5, 0.5),
+        (1, 1.0, 0.5, 0.5),
+        (2, 1.0, 0.75, 0.25),
+        (2, 1.0, 0.875, 0.125),
+    ]
+    assert table.warnings == (
+        "rule peek: every trial's epoch was chosen on the test images that it is judged on, numbers are optimistic",
+    )
+    assert "optimism: mean by peek minus mean by best_val, of the same trials" in table.header
+    assert (
+        "1 finished trial in no number: they were not tested after every epoch (train.test_every_epoch)" in table.notes
+    )
+    pivot = view(grid, rule="peek", columns=("augmentation",), epochs=epochs)
+    assert [(row["none_optimism"], row["none_best_val"]) for row in objects(pivot)] == [(0.5, 0.5), (0.25, 0.75)]
+
+
+def test_peeking_needs_the_test_accuracy_of_every_epoch(grid: Any) -> None:
+    message = (
+        "--rule peek: needs the test accuracy of every epoch, and no finished trial has it: run the suite with"
+        " --set train.test_every_epoch=true"
+    )
+    with pytest.raises(UserError, match=f"^{message}$"):
+        view(grid, rule="peek", epochs=curves(grid[1], None, 0.5))
+    suite, trials, _ = grid
+    assert summarize(frame([]), suite, trials, View(rule="peek"), epochs=curves([], 0.5)).rows, "nothing has finished"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": ("modle",)}, "--rows modle: is no axis of grid; did you mean 'model'?"),
+        ({"columns": ("epochs",)}, "--columns epochs: is no axis of grid; known: model, augmentation, lr, seed"),
+        (
+            {"rows": ("model",), "columns": ("model",)},
+            "--rows model: is named twice: an axis labels rows or columns",
+        ),
+        ({"metric": "f1"}, "--metric f1: no such metric; known: accuracy, macro_f1, loss, "),
+    ],
+)
+def test_views_that_cannot_be(options: dict[str, Any], message: str, grid: Any) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        view(grid, **options)
+
+
+def test_winners_of_a_search_are_not_pooled_with_what_lost(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(GRID.replace("[1e-3]", "[1e-2, 1e-3]").partition("reference")[0])
+    suite = suites.load(path)
+    search = plan.expand(suite)
+    ended = {t.id: Ended("completed", t.settings["train"]["lr"], 4) for t in search}
+    trials = plan.expand(suite, ended=ended)
+    rows = frame([finished(trial, 0.5 + trial.settings["train"]["lr"]) for trial in trials])
+    table = summarize(rows, suite, trials, View(rows=("model",), columns=("augmentation",)))
+    assert [(row["none_n"], row["none_mean"]) for row in objects(table)] == [(2, 0.51), (2, 0.51)]
+    assert table.title == "grid, mean ± std (n)", "nothing is pooled: lr was chosen in each cell"
+    assert any(line.startswith("lr: in each cell the best of 2 points") for line in table.header)
+    open_ = summarize(frame([]), suite, search, View(rows=("seed",)))
+    assert [(row["seed"], row["n"], row["planned"]) for row in objects(open_)] == [(0, 0, 4), (1, 0, 4)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ensembles
+
+
+def test_ensembles_by_hand(tmp_path: Path) -> None:
+    suite, trials = load(tmp_path, SUITE)
+    rows = [finished(trial, 0.5) for trial in trials[:5]]  # model1 has three, small_cnn two
+    label = np.array([0, 1, 2, 0], np.int16)
+    said = {0: [0, 1, 0, 1], 1: [0, 2, 2, 1], 2: [1, 1, 2, 1]}  # right 2, 2 and 2 of 4; together 3
+    found = {t.id: predicted(label, np.array(said[t.seed], np.int16)) for t in trials}
+    asked: list[list[str]] = []
+
+    def predictions(ids: Any) -> dict[str, Predictions]:
+        asked.append(list(ids))
+        return {i: found[i] for i in asked[-1]}
+
+    table = summarize_ensembles(frame(rows), suite, trials, predictions)
+    model1, small_cnn = objects(table)
+    assert model1 == {
+        "model": "model1",
+        "augmentation": "none",
+        "n": 3,
+        "planned": 3,
+        "mean": 0.5,
+        "std": 0.0,
+        "softmax": 0.75,
+        "vote": 0.75,
+        "gain": 0.25,
+    }
+    # Seeds 0 and 1 disagree on images 1 and 2, with equal certainty: the smaller class.
+    assert (small_cnn["n"], small_cnn["planned"], small_cnn["vote"]) == (2, 3, 0.5)
+    assert asked == [[t.id for t in trials[:5:2]], [t.id for t in trials[1:5:2]]]
+    assert table.title == "small_test: 50 % of two models, ensembles"
+    assert table.notes == ("1 trial not run yet",)
+    assert table.header[4] == (
+        "ensemble: of the n trials of a row, from their stored logits; mean softmax: the largest class of the mean of"
+        " their softmax; majority vote: the class that most of them predict, of equally many votes the one with the"
+        " larger mean softmax; gain: mean softmax minus mean"
+    )
+    assert "epochs" not in table.header[1]
+
+
+def test_what_is_not_combined_says_why(tmp_path: Path) -> None:
+    suite, trials = load(tmp_path, SUITE)
+    a0, b0, a1, b1, a2, _ = trials
+    label = np.array([0, 1, 2], np.int16)
+    found = {t.id: predicted(label, label) for t in (a0, a1, a2, b0)}
+    found[a2.id] = predicted(label, label, index=np.array([0, 1, 3], np.int32))
+    rows = frame([*(finished(t, 1.0) for t in (a0, a1, a2, b0, b1))])
+    table = summarize_ensembles(rows, suite, trials, lambda ids: {i: found[i] for i in ids if i in found})
+    assert [(row["n"], row["mean"], row["softmax"], row["vote"], row["gain"]) for row in objects(table)] == [
+        (3, 1.0, None, None, None),
+        (1, 1.0, None, None, None),
+    ]
+    cell = "model={}, augmentation=none, lr=0.001: {}"
+    assert table.notes == (
+        "1 trial not run yet",
+        cell.format("model1", "not combined: its trials have different test images"),
+        cell.format("small_cnn", "1 finished trial in no number: no readable predictions"),
+    )
+
+
+def test_ensembles_of_nothing(tmp_path: Path) -> None:
+    suite, trials = load(tmp_path)
+    table = summarize_ensembles(frame([]), suite, trials, lambda ids: {})
+    assert [row[2:] for row in table.rows] == [(0, 3, None, None, None, None, None)] * 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What must not be missed
 
 
-def test_validation_on_the_test_images_is_marked_in_every_format_for_people(tmp_path: Path) -> None:
+def test_validation_on_the_test_images_is_marked(tmp_path: Path) -> None:
     suite, trials = load(tmp_path, SUITE, "dataset.validation=test")
     table = summarize(frame([finished(trial, 0.5, validation="test") for trial in trials]), suite, trials)
     line = "validation images = TEST images: the epoch was chosen on the test set, accuracies are optimistic"
     assert table.warnings == (line,)
     assert table.header[-1] == "validation images: test"
-    assert f"WARNING: {line}" in shown(table)
-    assert f"- **WARNING: {line}**\n" in render(table, "markdown")
-    assert rf"\caption{{small\_test: 50 \% of two models. {line}}}" in render(table, "latex")
-    assert json.loads(render(table, "json"))["warnings"] == [line]
 
 
 def test_a_smoke_run_is_marked(tmp_path: Path) -> None:
@@ -359,158 +705,3 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
     table = summarize(frame(rows), suite, trials)
     # The order is that of the table: model1's seeds first.
     assert "digits, 1,000 / 3,000 / 5,000 / 2,000 / 4,000 / ... (6 in all) training images" in table.header[2]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Formats
-
-
-def shown(table: Table, width: int = 80, **options: Any) -> str:
-    text = io.StringIO()
-    show(table, Console(file=text, width=width, **options))
-    return text.getvalue()
-
-
-def test_terminal(small: Table) -> None:
-    lines = shown(small, width=120).splitlines()
-    assert lines[0] == small.title
-    assert lines[1:5] == list(small.header)
-    assert [line.rstrip() for line in lines[6:11]] == [
-        "                                                                      published",
-        "model      augmentation    n    mean     std     min     max  epochs       mean     std  epochs  difference",
-        "─" * 107,
-        "model1     none            3  0.6250  0.1250  0.5000  0.7500     6.0     0.5000  0.2500    10.0     +0.1250",
-        "small_cnn  none          1/3  0.7500       –  0.7500  0.7500     5.0          –       –       –           –",
-    ]
-    assert lines[12:] == list(small.notes)
-
-
-def test_a_pipe_of_80_characters_cuts_nothing(small: Table) -> None:
-    assert shown(small, width=80) == shown(small, width=200)
-    # On a narrow terminal prose is wrapped between words, numbers stay whole.
-    assert "small_cnn  none          1/3  0.7500       –" in shown(small, width=40, force_terminal=True, no_color=True)
-
-
-def test_nothing_is_taken_for_markup(small: Table) -> None:
-    odd = dataclasses.replace(
-        small, title="[/b] [red]x", notes=("[/nothing] :smile:",), rows=(("[red]", *small.rows[0][1:]),)
-    )
-    text = shown(odd)
-    assert text.startswith("[/b] [red]x\n")
-    assert text.endswith("[/nothing] :smile:\n")
-    assert "[red]  " in text
-
-
-def test_markdown(small: Table) -> None:
-    assert render(small, "markdown") == (
-        """\
-**small_test: 50 % of two models**
-
-- accuracy: share of the test images, 0 to 1; selection rule: the weights of the epoch with the best val_accuracy
-- std: sample standard deviation (ddof=1); n: finished trials, of those planned where some are missing; epochs: mean number trained
-- dataset: digits, 1,337 training images, 100 validation images, 360 test images, fingerprint 0123456789abcdef
-- validation images: size 100
-
-| model     | augmentation |   n |   mean |    std |    min |    max | epochs | published mean | published std | published epochs | difference |
-| --------- | ------------ | --: | -----: | -----: | -----: | -----: | -----: | -------------: | ------------: | ---------------: | ---------: |
-| model1    | none         |   3 | 0.6250 | 0.1250 | 0.5000 | 0.7500 |    6.0 |         0.5000 |        0.2500 |             10.0 |    +0.1250 |
-| small_cnn | none         | 1/3 | 0.7500 |      – | 0.7500 | 0.7500 |    5.0 |              – |             – |                – |          – |
-
-- 1 trial failed, out_of_memory: small_cnn/none/0.001/s1 with CUDA out of memory
-- 1 trial not run yet
-"""  # noqa: E501
-    )
-
-
-def test_csv_is_raw_and_nothing_but_rows(small: Table) -> None:
-    assert render(small, "csv") == (
-        """\
-model,augmentation,n,planned,mean,std,min,max,epochs,published_mean,published_std,published_epochs,difference
-model1,none,3,3,0.625,0.125,0.5,0.75,6.0,0.5,0.25,10.0,0.125
-small_cnn,none,1,3,0.75,,0.75,0.75,5.0,,,,
-"""
-    )
-
-
-def test_csv_keeps_full_precision(small: Table) -> None:
-    third = 1 / 3
-    table = dataclasses.replace(small, rows=((*small.rows[0][:4], third, *small.rows[0][5:]),))
-    (row,) = csv.DictReader(io.StringIO(render(table, "csv")))
-    assert float(row["mean"]) == third
-
-
-def test_json(small: Table) -> None:
-    content = json.loads(render(small, "json"))
-    assert list(content) == ["suite", "title", "header", "warnings", "columns", "rows", "notes"]
-    assert content["suite"] == "small_test"
-    assert content["header"] == list(small.header)
-    assert content["notes"] == list(small.notes)
-    assert content["columns"] == [column.name for column in small.columns]
-    assert content["rows"] == objects(small)
-    assert content["rows"][1]["std"] is None
-    assert "NaN" not in render(small, "json")
-
-
-def test_latex(small: Table) -> None:
-    assert render(small, "latex") == (
-        r"""% accuracy: share of the test images, 0 to 1; selection rule: the weights of the epoch with the best val_accuracy
-% std: sample standard deviation (ddof=1); n: finished trials, of those planned where some are missing; epochs: mean number trained
-% dataset: digits, 1,337 training images, 100 validation images, 360 test images, fingerprint 0123456789abcdef
-% validation images: size 100
-% 1 trial failed, out_of_memory: small_cnn/none/0.001/s1 with CUDA out of memory
-% 1 trial not run yet
-\begin{table}
-\centering
-\caption{small\_test: 50 \% of two models}
-\label{tab:small_test}
-\begin{tabular}{llrrrrrrrrrr}
-\toprule
-\multicolumn{8}{c}{} & \multicolumn{3}{c}{published} &  \\
-model & augmentation & n & mean & std & min & max & epochs & mean & std & epochs & difference \\
-\midrule
-model1 & none & 3 & 0.6250 & 0.1250 & 0.5000 & 0.7500 & 6.0 & 0.5000 & 0.2500 & 10.0 & +0.1250 \\
-small\_cnn & none & 1/3 & 0.7500 & -- & 0.7500 & 0.7500 & 5.0 & -- & -- & -- & -- \\
-\bottomrule
-\end{tabular}
-\end{table}
-"""  # noqa: E501
-    )
-
-
-def hostile(table: Table) -> Table:
-    """A table whose every text tries to leave its place."""
-    odd = r"50% \of {a} & b_c #1 $x^2$ ~ <z> | y"
-    first, *others = table.columns
-    return dataclasses.replace(
-        table,
-        title=odd,
-        notes=(f"{odd}\n\\input{{evil}}",),
-        columns=(dataclasses.replace(first, title=odd), *others),
-        rows=tuple((odd, *row[1:]) for row in table.rows),
-    )
-
-
-def test_latex_escapes_all_but_comments(small: Table) -> None:
-    text = render(hostile(small), "latex")
-    escaped = (
-        r"50\% \textbackslash{}of \{a\} \& b\_c \#1 \$x\textasciicircum{}2\$ \textasciitilde{}"
-        r" \textless{}z\textgreater{} | y"
-    )
-    body = [line for line in text.splitlines() if not line.startswith("% ")]
-    assert rf"\caption{{{escaped}}}" in body
-    assert sum(line.startswith(f"{escaped} & ") for line in body) == 1 + len(small.rows)
-    assert r"\input{evil}" not in "\n".join(body)
-
-
-def test_markdown_keeps_a_bar_inside_its_cell(small: Table) -> None:
-    assert r"<z> \| y | none " in render(hostile(small), "markdown")
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles(tmp_path: Path, small: Table) -> None:
-    body = "".join(render(table, "latex") for table in (small, hostile(small)))
-    document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\\end{{document}}\n"
-    (tmp_path / "t.tex").write_text(document, encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
