@@ -1,0 +1,509 @@
+"""From stored rows to what they show: intervals of the cells, which cells differ, and how much each axis matters."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from raybench import stats
+from raybench.cells import Cells, counted
+from raybench.errors import UserError, did_you_mean
+from raybench.stats import Compared
+from raybench.table import Column, Table
+
+MOST_PAIRS = 2_000
+"""Beyond these a table of all pairs is not read, and nothing survives their correction."""
+ACCURACY = "test_accuracy"
+METRICS = {
+    ACCURACY: ".4f",
+    **dict.fromkeys(("test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss"), ".4f"),
+    **dict.fromkeys(("epochs", "train_seconds", "wall_seconds", "images_per_second"), ".1f"),
+}
+"""Columns of results that can be compared, and how their means are written for people."""
+
+Over = Literal["seeds", "images", "both"]
+Test = Literal["welch", "paired", "sign-flip"]
+Interval = Literal["t", "bootstrap"]
+
+TESTS = {
+    "welch": "Welch's t test over the seeds",
+    "paired": "paired t test over the shared seeds",
+    "sign-flip": "exact sign-flip test over the shared seeds",
+}
+OVER = {"seeds": "the seeds", "images": "the test images, the trials as they are", "both": "test images and seeds"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of the cells, and how it is to be answered.
+
+    Raises:
+        UserError: if the parts do not fit together.
+    """
+
+    metric: str = ACCURACY
+    over: Over = "seeds"
+    """What would be drawn again: other seeds, other test images, or both."""
+    test: Test = "welch"
+    """Over seeds; over images it is a paired bootstrap, or McNemar's test where both cells have one trial."""
+    interval: Interval = "t"
+    confidence: float = 0.95
+    seed: int = 0
+    """Of the bootstrap's draws."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise UserError(f"--metric {self.metric}: cannot be compared{did_you_mean(self.metric, METRICS)}")
+        if self.over == "seeds":
+            return
+        if self.metric != ACCURACY:
+            raise UserError(f"--metric {self.metric}: --over {self.over} compares the answers to single test images")
+        if self.test != "welch":
+            raise UserError(f"--test {self.test}: is a test over seeds, not with --over {self.over}")
+        if self.interval == "t":
+            raise UserError(f"--interval t: is over seeds; with --over {self.over} it is bootstrap")
+
+    @property
+    def level(self) -> float:
+        return round(1 - self.confidence, 12)
+
+    @property
+    def percent(self) -> str:
+        return f"{100 * self.confidence:g} %"
+
+    @property
+    def error(self) -> str:
+        return f"{100 * self.level:g} %"
+
+    def says(self) -> str:
+        """Name the test."""
+        return TESTS[self.test] if self.over == "seeds" else f"paired {self.drawn()}"
+
+    def drawn(self) -> str:
+        """Name the bootstrap."""
+        return f"bootstrap over {OVER[self.over]}, {stats.RESAMPLES:,} resamples, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """The numbers of one cell."""
+
+    seeds: tuple[int, ...]
+    """Of its finished trials, in their order."""
+    values: npt.NDArray[np.float64]
+    """float64 [seeds]: the metric."""
+    right: npt.NDArray[np.bool_] | None = None
+    """bool [trials, images]: which test images each of them had right; None where that is not asked or not stored."""
+    images: int = 0
+    """A hash of the test images and their labels."""
+
+    def at(self, seeds: Iterable[int]) -> npt.NDArray[np.float64]:
+        """Return the values of some of its seeds."""
+        by_seed = dict(zip(self.seeds, self.values, strict=True))
+        return np.array([by_seed[seed] for seed in seeds])
+
+
+def sample(cells: Cells, metric: str, predictions: pd.DataFrame | None = None) -> tuple[list[Sample], list[str]]:
+    """Return the numbers of each cell, and lines that say what is missing from them.
+
+    Args:
+        predictions: of the test images, where they are asked for: columns trial_id, index, label, prediction.
+    """
+    rows = cells.finished.dropna(subset=metric).sort_values("seed")
+    notes = []
+    if lost := len(cells.finished) - len(rows):
+        notes.append(f"{metric} is not stored for {counted(lost, 'finished trial')}")
+    answers: dict[str, tuple[npt.NDArray[np.bool_], int]] = {}
+    if predictions is not None:
+        fingerprints = dict(zip(rows["trial_id"], rows["dataset_fingerprint"].astype(str), strict=True))
+        wanted = predictions[predictions["trial_id"].isin(list(fingerprints))]
+        for id_, group in wanted.groupby("trial_id", sort=False):
+            group = group.sort_values("index")
+            tested = hash(
+                (fingerprints[str(id_)], group["index"].to_numpy().tobytes(), group["label"].to_numpy().tobytes())
+            )
+            answers[str(id_)] = (group["prediction"] == group["label"]).to_numpy(), tested
+        if lost := len(rows) - len(answers):
+            notes.append(f"no predictions are stored of {counted(lost, 'finished trial')}, which are in no number here")
+        rows = rows[rows["trial_id"].isin(list(answers))]
+    at: list[list[int]] = [[] for _ in cells.labels]
+    for row, cell in enumerate(rows["cell"]):
+        at[cell].append(row)
+    seeds, ids, values = rows["seed"].tolist(), rows["trial_id"].tolist(), rows[metric].to_numpy(float)
+    samples = []
+    for labels, members in zip(cells.labels, at, strict=True):
+        one = Sample(tuple(seeds[row] for row in members), values[members])
+        given = [answers[ids[row]] for row in members] if answers else []
+        if len({tested for _, tested in given}) == 1:
+            one = replace(one, right=np.stack([right for right, _ in given]), images=given[0][1])
+        elif given:
+            notes.append(f"{name_of(labels)}: its trials were tested on different images")
+        samples.append(one)
+    return samples, notes
+
+
+def contrast(first: Sample, second: Sample, question: Question) -> Compared:
+    """Return what the test that is asked for says about two cells."""
+    if question.over != "seeds":
+        return _over_images(first, second, question)
+    if question.test == "welch":
+        return stats.welch(first.values, second.values, question.confidence)
+    shared = [seed for seed in first.seeds if seed in second.seeds]
+    test = stats.paired_t if question.test == "paired" else stats.sign_flip
+    return test(first.at(shared), second.at(shared), question.confidence)
+
+
+def _over_images(first: Sample, second: Sample, question: Question) -> Compared:
+    if not (first.seeds and second.seeds):
+        return Compared(math.nan, why="no predictions")
+    if first.right is None or second.right is None or first.images != second.images:
+        return Compared(math.nan, why="different test images")
+    found = stats.paired_bootstrap(
+        first.right,
+        second.right,
+        question.confidence,
+        seed=question.seed,
+        shared=first.seeds == second.seeds,
+        seeds_too=question.over == "both",
+    )
+    if _single(first, second, question):
+        exact = stats.mcnemar(first.right[0], second.right[0], question.confidence)
+        return Compared(found.difference, found.low, found.high, exact.p, exact.why, exact.smallest)
+    return found
+
+
+def _single(first: Sample, second: Sample, question: Question) -> bool:
+    return question.over == "images" and len(first.seeds) == len(second.seeds) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Comparisons that are made together, and corrected for their number."""
+
+    found: tuple[Compared, ...]
+    level: float
+
+    @property
+    def tested(self) -> int:
+        return sum(one.p is not None for one in self.found)
+
+    @property
+    def least(self) -> float:
+        """The smallest p that any of the tests could show after the correction."""
+        return self.tested * min((one.smallest for one in self.found if one.p is not None), default=0.0)
+
+    def adjusted(self) -> list[float | None]:
+        """Return the p values after Holm's correction; none where it leaves no chance to reach the level."""
+        out_of_reach = self.least > self.level
+        return [None] * len(self.found) if out_of_reach else stats.holm([one.p for one in self.found])
+
+    def verdicts(self, higher: str, lower: str) -> list[str]:
+        """Say in words what each comparison shows."""
+        words = []
+        for one, p in zip(self.found, self.adjusted(), strict=True):
+            if one.p is None:
+                words.append(f"cannot tell: {one.why}")
+            elif p is None:
+                words.append(f"cannot tell: {self.tested:,} comparisons")
+            elif p < self.level:
+                words.append(higher if one.difference > 0 else lower)
+            else:
+                words.append("not told apart")
+        return words
+
+    def notes(self) -> list[str]:
+        if self.least <= self.level:
+            return []
+        return [
+            f"after Holm's correction for {self.tested:,} comparisons this test has no p below {self.least:.2g}:"
+            " compare fewer cells, or use more seeds"
+        ]
+
+
+def tables(
+    cells: Cells,
+    suite: str,
+    question: Question,
+    *,
+    pairs: Sequence[tuple[str, str]] = (),
+    predictions: pd.DataFrame | None = None,
+) -> dict[str, Table]:
+    """Return three tables: ``cells`` with their intervals, ``pairs`` and ``effects``.
+
+    Args:
+        cells: what `cells.find_cells` found in a suite's results.
+        suite: its name.
+        pairs: names of cells, such as ``mlp/none``, to be compared; by default all with all.
+        predictions: of the test images, where the question is over images: see `sample`.
+
+    Raises:
+        UserError: if a pair names no cell.
+    """
+    samples, missing = sample(cells, question.metric, predictions)
+    chosen, too_many = _pairs(cells, pairs)
+    family = Family(tuple(contrast(samples[a], samples[b], question) for a, b in chosen), question.level)
+    whole = not pairs and any(p is not None for p in family.adjusted())
+    letters = _letters(samples, chosen, family) if whole else None
+    single = any(_single(samples[a], samples[b], question) for a, b in chosen)
+    exact = "; exact McNemar test where both cells have one trial" if single else ""
+    said = f"{question.says()}{exact}; Holm over {counted(family.tested, 'comparison')}, level {question.error}"
+    return {
+        "cells": Table(
+            suite=suite,
+            part="cells",
+            warnings=cells.warnings,
+            title=f"{suite}: {question.metric} of the cells",
+            header=(
+                cells.header[0],
+                "std: sample standard deviation over the seeds (ddof=1); n: finished trials, of those planned where"
+                " some are missing",
+                _interval_says(question),
+                *([f"letters: cells that share one are not told apart ({said})"] if letters else []),
+                *cells.header[1:],
+            ),
+            columns=_cell_columns(cells, question, letters is not None),
+            rows=tuple(
+                (*labels, len(one.seeds), planned, *_spread(one.values), *_ends(one, question))
+                + ((letters[number] or None,) if letters else ())
+                for number, (labels, planned, one) in enumerate(zip(cells.labels, cells.planned, samples, strict=True))
+            ),
+            notes=(*_reach(samples, len(chosen), question), *too_many, *missing, *cells.notes),
+        ),
+        "pairs": _pairs_table(cells, samples, chosen, family, question, suite, said, (*too_many, *missing)),
+        "effects": _effects_table(cells, samples, question, suite, missing),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells
+
+
+def _cell_columns(cells: Cells, question: Question, letters: bool) -> tuple[Column, ...]:
+    number, interval = METRICS[question.metric], f"{question.percent} interval"
+    return (
+        *(Column(axis, axis, align="left") for axis in cells.axes),
+        Column("n", "n", of="planned"),
+        Column("planned", "planned"),
+        Column("mean", "mean", number),
+        Column("std", "std", number),
+        Column("interval_low", "low", number, group=interval),
+        Column("interval_high", "high", number, group=interval),
+        *([Column("letters", "letters", align="left")] if letters else []),
+    )
+
+
+def _interval_says(question: Question) -> str:
+    if question.interval == "t":
+        return f"interval: {question.percent}, Student's t over the seeds"
+    return f"interval: {question.percent}, percentile {question.drawn()}"
+
+
+def _spread(values: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Return mean and sample standard deviation."""
+    return mean_of(values), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def _ends(one: Sample, question: Question) -> tuple[float | None, float | None]:
+    """Return the ends of a cell's interval; none where the cell has too few numbers for one."""
+    numbers, confidence = one.values, question.confidence
+    if question.over == "seeds" and question.interval == "t":
+        low, high = stats.mean_interval(numbers, confidence)
+    elif question.over == "seeds":
+        low, high = stats.bootstrap_interval(numbers, confidence, seed=question.seed)
+    elif one.right is None or (question.over == "both" and len(one.right) < 2):
+        return None, None
+    else:
+        both = question.over == "both"
+        low, high = stats.accuracy_interval(one.right, confidence, seed=question.seed, seeds_too=both)
+    return number_or_none(low), number_or_none(high)
+
+
+def _reach(samples: Sequence[Sample], pairs: int, question: Question) -> list[str]:
+    """Say what the smallest number of seeds can show."""
+    few = min((len(one.seeds) for one in samples), default=0)
+    lines = []
+    if question.interval == "bootstrap" and question.over != "images" and few < 10:
+        lines.append(f"a bootstrap over {counted(few, 'seed')} is too narrow: Student's t over them holds its level")
+    if question.over == "seeds" and question.test == "welch":
+        one = stats.smallest_difference(few, question.confidence)
+        many = stats.smallest_difference(few, 1 - question.level / max(1, pairs))
+        line = (
+            f"{counted(few, 'seed')} can show a difference of {one:.1f} standard deviations or more between two cells"
+        )
+        if pairs > 1:
+            line += f", of {many:.1f} as the first of {pairs:,} comparisons"
+        lines.append(line if few > 1 else "a cell has fewer than two seeds: its differences cannot be told from chance")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pairs
+
+
+def _pairs(cells: Cells, names: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], list[str]]:
+    """Return the numbers of the cells to be compared, and a line if there are too many."""
+    known = {name_of(labels): number for number, labels in enumerate(cells.labels)}
+    for name in itertools.chain(*names):
+        if name not in known:
+            raise UserError(f"--pairs {name}: is no cell{did_you_mean(name, [*known][:50])}")
+    if names:
+        return [(known[first], known[second]) for first, second in names], []
+    count = math.comb(len(known), 2)
+    if count > MOST_PAIRS:
+        many = f"{len(known):,} cells have {count:,} pairs, more than {MOST_PAIRS:,}"
+        return [], [f"not compared: {many}: name some with --pairs A B"]
+    return list(itertools.combinations(range(len(known)), 2)), []
+
+
+def _letters(samples: Sequence[Sample], pairs: Sequence[tuple[int, int]], family: Family) -> list[str] | None:
+    """Return the letters of the cells, "a" with the highest mean; cells without numbers have none."""
+    means = [one.values.mean() if one.seeds else -math.inf for one in samples]
+    order = [int(cell) for cell in np.argsort(-np.asarray(means), kind="stable") if samples[cell].seeds]
+    place = {cell: rank for rank, cell in enumerate(order)}
+    different = np.zeros((len(order), len(order)), bool)
+    for (a, b), p in zip(pairs, family.adjusted(), strict=True):
+        if p is not None and p < family.level:
+            different[place[a], place[b]] = different[place[b], place[a]] = True
+    letters = stats.tie_letters(different) if order else None
+    return None if letters is None else [letters[place[cell]] if cell in place else "" for cell in range(len(samples))]
+
+
+def _pairs_table(
+    cells: Cells,
+    samples: Sequence[Sample],
+    pairs: Sequence[tuple[int, int]],
+    family: Family,
+    question: Question,
+    suite: str,
+    said: str,
+    notes: Iterable[str],
+) -> Table:
+    number, interval = f"+{METRICS[question.metric]}", f"{question.percent} interval"
+    rows = tuple(
+        (
+            *(name_of(cells.labels[cell]) for cell in (a, b)),
+            *(len(samples[cell].seeds) for cell in (a, b)),
+            *map(number_or_none, (one.difference, one.low, one.high, one.p, p)),
+            verdict,
+        )
+        for (a, b), one, p, verdict in zip(
+            pairs, family.found, family.adjusted(), family.verdicts("second higher", "first higher"), strict=True
+        )
+    )
+    return Table(
+        suite=suite,
+        warnings=cells.warnings,
+        part="pairs",
+        title=f"{suite}: {question.metric}, cell against cell",
+        header=(
+            f"difference: mean of the second cell minus that of the first; test: {said}",
+            *(
+                [f"interval: {question.percent}, of this difference alone"]
+                if any(one.low is not None for one in family.found)
+                else []
+            ),
+            "not told apart: no evidence of a difference, which is no evidence that there is none",
+        ),
+        columns=(
+            Column("first", "first", align="left"),
+            Column("second", "second", align="left"),
+            Column("first_n", "n", group="first"),
+            Column("second_n", "n", group="second"),
+            Column("difference", "difference", number),
+            Column("interval_low", "low", number, group=interval),
+            Column("interval_high", "high", number, group=interval),
+            Column("p_value", "p", ".3g"),
+            Column("p_holm", "p (Holm)", ".3g"),
+            Column("verdict", "verdict", align="left"),
+        ),
+        rows=rows,
+        notes=(*family.notes(), *notes),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Effects
+
+
+def _effects_table(
+    cells: Cells, samples: Sequence[Sample], question: Question, suite: str, missing: Sequence[str]
+) -> Table:
+    grid, axes, why = _grid(cells, samples)
+    shares = None if grid is None else stats.variance_shares(grid)
+    if grid is not None and shares is None:
+        why = ["not computed: all values are equal"]
+    rows: list[tuple[str | int | float | None, ...]] = []
+    if grid is not None and shares:
+        names: dict[int | str, str] = {**dict(enumerate(axes)), "interactions": "interactions", "seed": "seed"}
+        levels: dict[int | str, int] = {**dict(enumerate(grid.shape[:-1])), "seed": grid.shape[-1]}
+        if grid.shape[-1] == 1:
+            names["interactions"] = "interactions and seed"
+        rows = [(names[key], levels.get(key), share.eta, share.omega) for key, share in shares.items()]
+    return Table(
+        suite=suite,
+        warnings=cells.warnings,
+        part="effects",
+        title=f"{suite}: how much of the variance of {question.metric} each axis explains",
+        header=(
+            "eta²: share of the sum of squares (analysis of variance of the full grid, fixed effects); omega²: the same"
+            " less what chance adds",
+            "interactions: what the cells' means differ by beyond the sum of the axes; seed: what trials of one cell"
+            " differ by",
+        ),
+        columns=(
+            Column("source", "source", align="left"),
+            Column("values", "values"),
+            Column("eta", "eta²", ".3f"),
+            Column("omega", "omega²", ".3f"),
+        ),
+        rows=tuple(rows),
+        notes=(*why, *missing),
+    )
+
+
+def _grid(cells: Cells, samples: Sequence[Sample]) -> tuple[npt.NDArray[np.float64] | None, list[str], list[str]]:
+    """Return the values as [levels of each axis that varies, seeds], these axes, and lines on what was left out.
+
+    An unbalanced grid has no one answer, so only the seeds that all cells have are used.
+    """
+    levels = [list(dict.fromkeys(column)) for column in zip(*cells.labels, strict=True)]
+    varying = [index for index, found in enumerate(levels) if len(found) > 1]
+    axes = [cells.axes[index] for index in varying]
+    if not varying:
+        return None, axes, ["not computed: no axis has two values"]
+    shape = [len(levels[index]) for index in varying]
+    if math.prod(shape) != len(cells.labels):
+        return None, axes, [f"not computed: the cells are not the full grid of {' x '.join(axes)}"]
+    every = sorted({seed for one in samples for seed in one.seeds})
+    shared = [seed for seed in every if all(seed in one.seeds for one in samples)]
+    if len(shared) < (1 if len(axes) > 1 else 2):
+        return None, axes, [f"not computed: {counted(len(shared), 'seed')} that all cells have"]
+    grid = np.empty((*shape, len(shared)))
+    for labels, one in zip(cells.labels, samples, strict=True):
+        grid[tuple(levels[index].index(labels[index]) for index in varying)] = one.at(shared)
+    listed = ", ".join(map(str, shared[:10])) + (", ..." if len(shared) > 10 else "")
+    left = [f"over the {counted(len(shared), 'seed')} that all cells have ({listed}), of {len(every)}"]
+    return grid, axes, left if len(every) > len(shared) else []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def name_of(labels: Iterable[Any]) -> str:
+    """Return what people call a cell: ``mlp/none``."""
+    return "/".join("–" if label is None else str(label) for label in labels)
+
+
+def mean_of(values: npt.NDArray[np.float64]) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def number_or_none(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
