@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -91,6 +92,18 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Marks]:
     except RecursionError:
         problem = "nested without end"
     raise SuiteError(f"{source}:{where}: not valid YAML: {' '.join(problem.split())}")
+
+
+def write_yaml(document: Any) -> str:
+    """Return plain data as YAML, which `parse_yaml` reads as the same data: keys in their order, lists in a line."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.allow_unicode = True
+    yaml.width = 110
+    text = io.StringIO()
+    yaml.dump(document, text)
+    return text.getvalue()
 
 
 def _marks(node: Node, source: str, path: str = "") -> Iterator[tuple[str, str]]:

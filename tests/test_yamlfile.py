@@ -4,9 +4,11 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raybench.errors import SuiteError
-from raybench.yamlfile import Complaints, parse_yaml
+from raybench.yamlfile import Complaints, parse_yaml, write_yaml
 
 
 def read(text: str) -> Any:
@@ -156,3 +158,19 @@ def test_a_complaint_names_the_override_that_is_to_blame(path: list[str], text: 
 
 def test_without_a_file_the_place_is_its_beginning() -> None:
     assert str(Complaints("suite.json").at(["train", 0], "is wrong")) == "suite.json:1:1: train.0: is wrong"
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
+DATA = st.recursive(PLAIN, lambda part: st.lists(part) | st.dictionaries(TEXT, part), max_leaves=8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(DATA)
+def test_what_is_written_is_read_again(data: Any) -> None:
+    assert read(write_yaml(data)) == data
+
+
+def test_written_yaml_is_short_and_in_order() -> None:
+    document = {"name": "s", "compare": {"model": ["b", "a"]}, "train": {"lr": 1e-3, "loss": "off"}}
+    assert write_yaml(document) == "name: s\ncompare:\n  model: [b, a]\ntrain: {lr: 0.001, loss: off}\n"

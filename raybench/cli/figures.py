@@ -1,0 +1,184 @@
+"""Commands that draw what is stored, and print it class by class: plot, classes."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from raybench.cli.base import FORMATS, app, data_option, progress, results_option, show, stored, suite_names
+from raybench.errors import DataError, UserError
+from raybench.registry import PLOTS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from raybench.data import Source
+    from raybench.figures import Results
+    from raybench.plan import Trial
+    from raybench.suite import Suite
+
+NEED_NAMES = ("confusion", "class_report")
+NEED_IMAGES = ("gallery",)
+trial_option = click.option(
+    "--trial", metavar="ID", help="Of this trial alone: its id, or the beginning of it, or its name."
+)
+cell_argument = click.argument("cell", metavar="[AXIS=VALUE]...", nargs=-1)
+
+
+class Plot(click.RichCommand):
+    """A command whose help ends with the kinds of figures there are."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        listed = "\n\n".join(f"[bold]{name}[/bold]: {line}" for name, line in figures().items())
+        self.epilog = f"KIND is one of\n\n{listed}"
+        super().format_help(ctx, formatter)  # type: ignore[arg-type]
+
+
+def figures() -> dict[str, str]:
+    """Return the kinds of figures, and what each is: the first lines of docstrings, which are read, not imported."""
+    package = Path(__file__).parents[2]
+    found = {}
+    for name in PLOTS.names():
+        module, function = PLOTS.where(name)
+        tree = ast.parse(package.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
+        node = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+        found[name] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return found
+
+
+@app.command(cls=Plot)
+@click.argument("kind", metavar="KIND", shell_complete=lambda *_: PLOTS.names())
+@click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
+@cell_argument
+@results_option
+@data_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    metavar="FILE_OR_FOLDER",
+    help="PNG, SVG or PDF, by its suffix; in a folder SUITE-KIND.png.  [default: this folder]",
+)
+@click.option("--metric", metavar="NAME", help="E.g. `test_loss` or `epochs`; of curves, `loss` or `accuracy` alone.")
+@click.option("--axis", metavar="AXIS", help="box: of this axis alone. curves: a line per value of it.")
+@click.option("--rows", metavar="AXIS", help="heatmap, grid: the axis downwards.")
+@click.option("--columns", metavar="AXIS", help="heatmap, grid: the axis to the right.")
+@click.option("--panels", metavar="AXIS", help="grid: the axis with a heat map per value.")
+@click.option("--band", type=click.Choice(["range", "std"]), help="curves: min to max, or mean ± std.")
+@trial_option
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="gallery: so many right and wrong images.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="gallery: of the draw of the images.")
+def plot(
+    kind: str,
+    suite: str,
+    cell: tuple[str, ...],
+    results: str | Path,
+    data_dir: Path,
+    output: Path,
+    **options: Any,
+) -> None:
+    """Draw a figure from what a suite's last run stored: nothing is trained again.
+
+    AXIS=VALUE words keep a part of the plan: [bold]raybench plot confusion table1 model=model2[/bold]. Only finished
+    trials enter means. The file's path is printed. Neither torch nor Ray is needed.
+    """
+    PLOTS.check(kind)
+    from raybench.figures import collect, draw, save
+    from raybench.figures.style import check_suffix
+
+    if output.suffix and not output.is_dir():
+        check_suffix(output)
+    store, choice = stored(suite, results)
+    found = collect(store, choice, cell)
+    for line in found.damaged:
+        progress().print(line, style="yellow", soft_wrap=True)
+    if kind in NEED_IMAGES:
+        found = with_data(found, data_dir)
+    elif kind in NEED_NAMES:
+        found = with_names(found, data_dir)
+    figure = draw(kind, found, **{name: value for name, value in options.items() if value is not None})
+    path = output if output.suffix and not output.is_dir() else output / f"{choice.suite.name}-{kind}.png"
+    save(figure, path)
+    print(path)
+
+
+@app.command()
+@click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
+@cell_argument
+@results_option
+@data_option
+@trial_option
+@click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
+def classes(
+    suite: str, cell: tuple[str, ...], results: str | Path, data_dir: Path, trial: str | None, format: str
+) -> None:
+    """Print precision, recall, F1 and support of every class, from stored predictions: means over the seeds of a cell.
+
+    AXIS=VALUE words keep a part of the plan: [bold]raybench classes table1 model=model2 augmentation=none[/bold].
+    """
+    from raybench.figures import collect
+    from raybench.figures.classes import class_table
+
+    store, choice = stored(suite, results)
+    found = collect(store, choice, cell)
+    for line in found.damaged:
+        progress().print(line, style="yellow", soft_wrap=True)
+    show(class_table(with_names(found, data_dir), trial or ""), format)
+
+
+def with_data(results: Results, data_dir: Path) -> Results:
+    """Return ``results`` with the names of the classes, and with the images of the dataset in ``data_dir``.
+
+    Raises:
+        DataError: if it is not there, or has other images than those that the trials were tested on.
+    """
+    trials = results.trials
+    sources: dict[str, Source] = {}
+    known = results.rows.dropna(subset="dataset_fingerprint")
+    prints = dict(zip(known["trial_id"], known["dataset_fingerprint"], strict=True))
+
+    def source_of(trial: Trial) -> Source:
+        settings = trial.typed().dataset
+        key = settings.model_dump_json()
+        if key not in sources:
+            sources[key] = _load(results.suite, trial, data_dir)
+        source = sources[key]
+        if trial.id in prints and prints[trial.id] != source.fingerprint:
+            raise DataError(
+                f"{data_dir}: has other {settings.name} images (fingerprint {source.fingerprint}) than those that"
+                f" {trial.name} was tested on ({prints[trial.id]}): name their folder with --data-dir"
+            )
+        return source
+
+    def images(trial: Trial, index: np.ndarray) -> np.ndarray:
+        return source_of(trial).splits["test"].pixels[index]
+
+    first = next((trial for trial in trials if trial.id in prints), trials[0])
+    return replace(results, classes=source_of(first).classes, images=images)
+
+
+def with_names(results: Results, data_dir: Path) -> Results:
+    """Return ``results`` with the names of the classes if the dataset is in ``data_dir``, else say that it is not."""
+    if not results.classes:
+        return results
+    try:
+        return replace(with_data(results, data_dir), images=None)
+    except UserError as error:
+        progress().print(f"classes have no names here: {error}", style="yellow", soft_wrap=True)
+        return results
+
+
+def _load(suite: Suite, trial: Trial, data_dir: Path) -> Source:
+    from raybench.data import load
+    from raybench.registry import DATASETS
+    from raybench.suite import import_modules
+
+    settings = trial.typed().dataset
+    if settings.name not in DATASETS.names():
+        import_modules(suite)
+    return load(settings, data_dir, download=False)

@@ -1,0 +1,270 @@
+"""What a cell's predictions say of each class: confusion matrices and class reports, as data and as figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import classification_report, confusion_matrix
+
+from raybench.axes import Label
+from raybench.errors import UserError, did_you_mean
+from raybench.figures.results import Results, axes, best, cells, doubts, finished, name_of, with_status
+from raybench.figures.style import COLUMN, PAGE, SHARES, TALLEST, finish, heading, on, sheet
+from raybench.plan import Trial
+from raybench.records import FINISHED
+from raybench.table import Column, Table
+
+SCORES = ("precision", "recall", "f1", "support")
+AVERAGES = ("accuracy", "macro avg", "weighted avg")
+"""The last rows of a class report."""
+SMALLEST = 3.5
+"""Points: where its numbers would be smaller, a confusion matrix has none."""
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+def counts(predictions: pd.DataFrame, classes: int) -> NDArray[np.int64]:
+    """Return how many images of each true class (row) got each prediction (column): [classes, classes]."""
+    return confusion_matrix(predictions["label"], predictions["prediction"], labels=range(classes))
+
+
+def confusion_of(results: Results, trials: Sequence[Trial]) -> NDArray[np.float64]:
+    """Return the mean over ``trials``, which all have finished, of their `counts`."""
+    stored = results.predictions([trial.id for trial in trials])
+    each = [counts(group, len(results.classes)) for _, group in stored.groupby("trial_id")]
+    return np.mean(each, axis=0)
+
+
+def class_scores(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return precision, recall, F1 and support of each class of one trial, and `AVERAGES` below, as scikit-learn has
+    them; a class that was never predicted has precision 0. Accuracy stands under ``f1``, and has no other."""
+    found = classification_report(
+        predictions["label"],
+        predictions["prediction"],
+        labels=range(len(classes)),
+        target_names=[f"c{number}" for number in range(len(classes))],
+        output_dict=True,
+        zero_division=0,
+    )
+    # All classes are asked for, so that the micro average, which scikit-learn gives if they were not, is the accuracy.
+    accuracy = float((predictions["label"] == predictions["prediction"]).mean())
+    rows = [found[f"c{number}"] for number in range(len(classes))]
+    rows = [[row["precision"], row["recall"], row["f1-score"], row["support"]] for row in rows]
+    rows.append([np.nan, np.nan, accuracy, len(predictions)])
+    rows += [[*(found[name][key] for key in ("precision", "recall", "f1-score", "support"))] for name in AVERAGES[1:]]
+    return pd.DataFrame(rows, index=[*classes, *AVERAGES], columns=list(SCORES), dtype=float)
+
+
+def scores_of(results: Results, trials: Sequence[Trial]) -> list[pd.DataFrame]:
+    """Return the `class_scores` of each of ``trials``, which all have finished."""
+    stored = results.predictions([trial.id for trial in trials])
+    return [class_scores(group, results.classes) for _, group in stored.groupby("trial_id")]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Some trials whose mean is shown together."""
+
+    labels: dict[str, Label | None]
+    name: str
+    trials: list[Trial]
+
+
+def shown(results: Results, trial: str = "", most: int | None = 12) -> tuple[list[Shown], list[str]]:
+    """Return every cell with finished trials, or the one trial whose id (or the beginning of it) or name ``trial`` is;
+    and a line for what is left out."""
+    if trial:
+        one = find_trial(results, trial)
+        return [Shown(dict(one.labels), one.name, [one])], []
+    with_any = [cell for cell in cells(results) if with_status(results, cell.trials, *FINISHED)]
+    kept, left_out = best(results, with_any, most or len(with_any))
+    names = axes(results)
+    return [
+        Shown(cell.labels, name_of(cell.labels, names), with_status(results, cell.trials, *FINISHED)) for cell in kept
+    ], left_out
+
+
+def find_trial(results: Results, word: str) -> Trial:
+    """Return the finished trial whose id begins with ``word``, or whose name that is."""
+    known = finished(results)
+    found = [trial for trial in known if trial.id.startswith(word) or trial.name == word]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"--trial {word}: {len(found)} trials begin so: write more of the id")
+    near = did_you_mean(word, [trial.name for trial in known][:200])
+    raise UserError(f"--trial {word}: no finished trial of {results.suite.name} is called so{near}")
+
+
+def class_table(results: Results, trial: str = "") -> Table:
+    """Return precision, recall, F1 and support of every class, for each cell (or one trial): means over its trials."""
+    every, _ = shown(results, trial, None)
+    names = [] if trial else axes(results)
+    rows: list[tuple[Label | None, ...]] = []
+    for one in every:
+        tables = scores_of(results, one.trials)
+        stacked = np.stack([table.to_numpy() for table in tables]) if tables else np.empty((0, 0, 4))
+        means = stacked.mean(axis=0)
+        spread = stacked[:, :, 2].std(axis=0, ddof=1) if len(tables) > 1 else [None] * len(means)
+        labels = tuple(one.labels[name] for name in names)
+        for name, (precision, recall, f1, support), std in zip(
+            [*results.classes, *AVERAGES], means, spread, strict=True
+        ):
+            scores = [None if np.isnan(score) else float(score) for score in (precision, recall, f1)]
+            deviation = None if std is None else float(std)
+            whole = int(support) if float(support).is_integer() else float(support)
+            rows.append((*labels, name, len(tables), *scores, deviation, whole))
+    return Table(
+        suite=results.suite.name,
+        title=f"{results.suite.name}: classes" + (f" of {every[0].name}" if trial else ""),
+        header=(
+            "precision, recall, F1: of the test images with the weights of the selected epoch, means over n trials;"
+            " F1 std: over the trials (ddof=1)",
+            "support: test images of the class; accuracy: share of the test images, under F1; macro avg: mean of the"
+            " classes; weighted avg: weighted by support",
+        ),
+        warnings=tuple(line.removeprefix("WARNING: ") for line in doubts(results) if line.startswith("WARNING: ")),
+        columns=(
+            *(Column(name, name, align="left") for name in names),
+            Column("class", "class", align="left"),
+            Column("n", "n"),
+            Column("precision", "precision", ".4f"),
+            Column("recall", "recall", ".4f"),
+            Column("f1", "F1", ".4f"),
+            Column("f1_std", "F1 std", ".4f"),
+            Column("support", "support"),
+        ),
+        rows=tuple(rows),
+        notes=tuple(line for line in doubts(results) if not line.startswith("WARNING: ")),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def confusion(results: Results, *, trial: str = "") -> Figure:
+    """Confusion matrices, a panel per cell: the mean over its seeds, as shares of each true class, with counts.
+
+    Args:
+        trial: of this trial alone: its id, or the beginning of it, or its name.
+    """
+    every, left_out = shown(results, trial)
+    classes, alone = results.classes, len(every) == 1
+    columns = min(3, len(every)) if len(every) != 4 else 2
+    width = min(PAGE, max(COLUMN, 0.42 * len(classes) + 1)) if alone else PAGE
+    side = (width - 1.0) / columns
+    rows = -(-len(every) // columns)
+    named = 1 if len(every) % columns == 0 else 2  # rows of panels that have the classes' names below
+    height = side + 0.25 + named / rows * 0.055 * max(map(len, classes))
+    figure, grid = sheet(len(every), columns=columns, width=width, height=height, share=False)
+    for number, (panel, one) in enumerate(zip(grid, every, strict=True)):
+        _matrix(panel, confusion_of(results, one.trials), classes, side, with_counts=alone)
+        heading(panel, f"{one.name}, n={len(one.trials)}", 0.85 * side)
+        panel.set_ylabel("true class" if number % columns == 0 else "")
+        panel.set_xlabel("predicted class" if number >= len(every) - columns else "")
+        panel.tick_params(labelleft=number % columns == 0, labelbottom=number >= len(every) - columns)
+    bar = figure.colorbar(
+        matplotlib.cm.ScalarMappable(Normalize(0, 1), SHARES), ax=grid, aspect=30, fraction=0.04, pad=0.02
+    )
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    said = []
+    if _size(side, classes) >= SMALLEST:
+        said = ["numbers: % of the true class" + (", images (mean over the trials) below" if alone else "")]
+    title = f"{results.suite.name}: confusion of the test images"
+    return finish(figure, title, [*said, *left_out, *doubts(results)])
+
+
+def _size(side: float, classes: Sequence[str]) -> float:
+    """Return the points of the numbers in a matrix of ``side`` inches."""
+    return min(7.0, side / len(classes) * 72 / 3.3)
+
+
+def _matrix(
+    panel: Axes, matrix: NDArray[np.float64], classes: Sequence[str], side: float, *, with_counts: bool
+) -> None:
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
+    panel.pcolormesh(shares, cmap=SHARES, vmin=0, vmax=1, edgecolors="0.9", linewidth=0.3)
+    panel.set_aspect("equal")
+    panel.invert_yaxis()
+    panel.grid(visible=False)
+    room = side / len(classes)  # inches
+    size = _size(side, classes)
+    if size >= SMALLEST:
+        scale, colors = Normalize(0, 1), matplotlib.colormaps[SHARES]
+        for (true, predicted), share in np.ndenumerate(shares):
+            if matrix[true, predicted] == 0:
+                continue
+            text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+            if with_counts:
+                text += f"\n{matrix[true, predicted]:.3g}" if room > 0.3 else ""
+            at = (predicted + 0.5, true + 0.5)
+            panel.text(
+                *at, text, ha="center", va="center", fontsize=size, color=on(colors(scale(share))), linespacing=1
+            )
+    every = max(1, int(np.ceil(0.11 / room)))
+    shown_at = range(0, len(classes), every)
+    words = [classes[at] for at in shown_at]
+    font = min(7.0, max(4.5, room * 72 * 0.8))
+    panel.set_xticks(
+        [at + 0.5 for at in shown_at], words, rotation=90 if max(map(len, words)) > 2 else 0, fontsize=font
+    )
+    panel.set_yticks([at + 0.5 for at in shown_at], words, fontsize=font)
+    panel.tick_params(length=0)
+    for side_ in panel.spines.values():
+        side_.set_visible(False)
+
+
+def class_report(results: Results, *, trial: str = "") -> Figure:
+    """Class reports, a panel per cell: precision, recall and F1 of every class, means over its seeds, and the support.
+
+    Args:
+        trial: of this trial alone: its id, or the beginning of it, or its name.
+    """
+    rows = [*results.classes, *AVERAGES]
+    height = 0.155 * len(rows) + 0.65
+    every, left_out = shown(results, trial, min(12, 3 * max(1, int(TALLEST / height))))
+    columns = min(3, len(every)) if len(every) != 4 else 2
+    width = COLUMN * 1.1 if len(every) == 1 else PAGE
+    figure, grid = sheet(len(every), columns=columns, width=width, height=height, share=False)
+    for number, (panel, one) in enumerate(zip(grid, every, strict=True)):
+        tables = scores_of(results, one.trials)
+        means = np.mean([table.to_numpy() for table in tables], axis=0)
+        _scores(panel, means, rows)
+        heading(panel, f"{one.name}, n={len(one.trials)}", (width - 0.8) / columns)
+        panel.tick_params(labelleft=number % columns == 0)
+    said = "test images, means over n trials; accuracy: share of the test images; support: images of the class"
+    title = f"{results.suite.name}: precision, recall and F1 by class"
+    return finish(figure, title, [said, *left_out, *doubts(results)])
+
+
+def _scores(panel: Axes, means: NDArray[np.float64], rows: Sequence[str]) -> None:
+    colors, classes = matplotlib.colormaps[SHARES], len(rows) - len(AVERAGES)
+    panel.pcolormesh(np.ma.masked_invalid(means[:, :3]), cmap=SHARES, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+    for (row, column), value in np.ndenumerate(means):
+        if np.isnan(value):
+            continue
+        text = f"{value:.3f}" if column < 3 else f"{value:,.0f}"
+        color = on(colors(value)) if column < 3 else "black"
+        panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color=color)
+    panel.axhline(classes, color="black", linewidth=0.8)
+    panel.set_xlim(0, 4)
+    panel.set_ylim(len(rows), 0)
+    panel.grid(visible=False)
+    panel.set_xticks(np.arange(4) + 0.5, ["precision", "recall", "F1", "support"])
+    panel.xaxis.set_ticks_position("top")
+    panel.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    panel.tick_params(length=0, labelsize=6.5)
+    for side in panel.spines.values():
+        side.set_visible(False)

@@ -1,0 +1,183 @@
+"""Figures of single images, and of what a network makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from raybench.errors import UserError
+from raybench.figures.classes import find_trial
+from raybench.figures.results import Results, doubts, finished
+from raybench.figures.style import COLORS, COLUMN, PAGE, finish, heading, sheet
+
+IN_ROW = 8
+"""Images side by side in a gallery."""
+
+
+def pick(predictions: pd.DataFrame, count: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw ``count`` test images (or all, if they are fewer) that a trial got right, and as many that it got wrong.
+
+    The draw depends on ``seed`` and the predictions alone; both come in the order of ``index``.
+    """
+    rng = np.random.default_rng(seed)
+    right = predictions["label"] == predictions["prediction"]
+    drawn = []
+    for part in (predictions[right], predictions[~right]):
+        part = part.sort_values("index")
+        drawn.append(part.iloc[np.sort(rng.permutation(len(part))[:count])])
+    return drawn[0], drawn[1]
+
+
+def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0) -> Figure:
+    """Gallery of test images that a trial got right and wrong, with the true and the predicted class.
+
+    Args:
+        trial: its id, or the beginning of it, or its name; by default the first that has finished.
+        count: how many of each.
+        seed: of the draw.
+    """
+    if count < 1:
+        raise UserError(f"--count {count}: must be 1 or more")
+    one = find_trial(results, trial) if trial else finished(results)[0]
+    stored = results.predictions([one.id])
+    assert results.images is not None
+    groups = []
+    for name, drawn in zip(("right", "wrong"), pick(stored, count, seed), strict=True):
+        of = int(((stored["label"] == stored["prediction"]) == (name == "right")).sum())
+        pixels = results.images(one, drawn["index"].to_numpy()) if len(drawn) else np.zeros((0, 1, 1, 1), np.uint8)
+        groups.append((f"{name}: {len(drawn)} of {of:,}", pixels, drawn))
+    rows = [max(1, -(-len(drawn) // IN_ROW)) for _, _, drawn in groups]
+    side = PAGE / IN_ROW
+    figure, grid = sheet(sum(rows) * IN_ROW, columns=IN_ROW, width=PAGE, height=side + 0.22, share=False)
+    for panel in grid:
+        _bare(panel)
+        panel.set_visible(False)
+    start = 0
+    for (name, pixels, drawn), depth in zip(groups, rows, strict=True):
+        panels = grid[start * IN_ROW : (start + depth) * IN_ROW]
+        start += depth
+        panels[0].set_visible(True)
+        panels[0].set_title(name, loc="left", weight="bold", pad=4)
+        for side_ in panels[0].spines.values():
+            side_.set_visible(False)
+        for panel, image, (label, prediction) in zip(
+            panels, pixels, drawn[["label", "prediction"]].itertuples(index=False), strict=False
+        ):
+            panel.set_visible(True)
+            _image(panel, image)
+            true, predicted = results.classes[label], results.classes[prediction]
+            panel.set_xlabel(true if label == prediction else f"{true}\n→ {predicted}", fontsize=6, labelpad=2)
+    said = f"trial {one.name} ({one.id}); drawn at random with seed {seed}; wrong ones: true → predicted class"
+    title = f"{results.suite.name}: test images, right and wrong"
+    return finish(figure, title, [said, *doubts(results)])
+
+
+def gradcam(
+    results: Results,
+    *,
+    images: NDArray[np.uint8],
+    maps: NDArray[np.floating[Any]],
+    true: Sequence[int],
+    predicted: Sequence[int],
+    caption: Sequence[str] = (),
+) -> Figure:
+    """Grad-CAM: test images, and what in them spoke for the predicted class.
+
+    Args:
+        images: uint8 [n, H, W, C].
+        maps: [n, H, W], from 0 up; each is shown relative to its own largest value.
+        true, predicted: numbers of the classes, n each.
+        caption: what else must be said, such as the layer and the trial.
+    """
+    pairs = 4
+    rows = -(-len(images) // pairs)
+    side = PAGE / (2 * pairs)
+    figure, grid = sheet(rows * 2 * pairs, columns=2 * pairs, width=PAGE, height=side + 0.3, share=False)
+    for panel in grid:
+        _bare(panel)
+    for number, (image, heat) in enumerate(zip(images, maps, strict=True)):
+        plain, overlaid = grid[2 * number : 2 * number + 2]
+        _image(plain, image)
+        _image(overlaid, image)
+        top = float(np.max(heat))
+        share = np.asarray(heat, float) / top if top > 0 else np.zeros(heat.shape)
+        overlaid.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * share**0.5, interpolation="none")
+        names = results.classes[true[number]], results.classes[predicted[number]]
+        plain.set_xlabel(names[0], fontsize=6, labelpad=2)
+        overlaid.set_xlabel(("✓ " if names[0] == names[1] else "✗ ") + names[1], fontsize=6, labelpad=2)
+    for spare in grid[2 * len(images) :]:
+        spare.remove()
+    said = "each image with its true class; beside it the map of the predicted class: bright where it speaks for it"
+    title = f"{results.suite.name}: Grad-CAM"
+    return finish(figure, title, [said, *caption, *doubts(results)])
+
+
+def _bare(panel: Axes) -> None:
+    panel.set_xticks([])
+    panel.set_yticks([])
+    panel.grid(visible=False)
+    for side in panel.spines.values():
+        side.set_visible(False)
+
+
+def _image(panel: Axes, image: NDArray[np.uint8]) -> None:
+    """Show an image [H, W, C] as it is, one square per pixel."""
+    pixels = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    panel.imshow(pixels, interpolation="none")
+
+
+def activations(results: Results, *, frame: pd.DataFrame, bins: int = 40) -> Figure:
+    """Histograms of what a layer makes of images of the data and from outside, with the threshold between them.
+
+    Args:
+        frame: a row per image: ``trial_id``; ``layer`` (or ``score`` where that is None); ``dataset``, ``in`` or
+            ``out`` of the data; ``value``; and ``threshold``, the same for a trial and layer.
+        bins: of each histogram.
+    """
+    named = frame.assign(panel=frame["layer"].fillna(frame["score"]) if "score" in frame else frame["layer"])
+    groups = list(named.groupby(["trial_id", "panel"], sort=False))
+    if not groups:
+        raise UserError(f"{results.suite.name}: no activations to draw")
+    names = {trial.id: trial.name for trial in results.trials}
+    columns = min(3, len(groups))
+    width = {1: COLUMN * 1.1, 2: PAGE * 0.8}.get(columns, PAGE)
+    figure, grid = sheet(len(groups), columns=columns, width=width, height=1.9, share=False)
+    several = frame["trial_id"].nunique() > 1
+    for number, (panel, ((trial, layer), group)) in enumerate(zip(grid, groups, strict=True)):
+        edges = list(np.histogram_bin_edges(group["value"], bins))
+        for index, part in enumerate(("in", "out")):
+            panel.hist(
+                group["value"][group["dataset"] == part], edges, density=True, histtype="stepfilled", **_bars(index)
+            )
+        panel.axvline(float(group["threshold"].iloc[0]), color="black", linestyle="--", linewidth=1)
+        title = f"{names.get(str(trial), str(trial))}: {layer}" if several else str(layer)
+        heading(panel, title, (width - 0.5) / columns)
+        panel.set_xlabel("value of the score" if number >= len(groups) - columns else "")
+        panel.set_ylabel("density" if number % columns == 0 else "")
+        panel.tick_params(labelleft=False, left=False)
+        panel.grid(visible=False)
+    sizes = named.groupby(["trial_id", "panel", "dataset"]).size().groupby("dataset").max()
+    handles: list[Artist] = [
+        Patch(**_bars(index), label=f"{name} (n = {int(sizes.get(part, 0)):,})")
+        for index, (part, name) in enumerate({"in": "images of the data", "out": "images from outside"}.items())
+    ]
+    handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1, label="threshold"))
+    ids = [] if several else [f"trial {names.get(id_, id_)}" for id_ in frame["trial_id"].unique()]
+    title = f"{results.suite.name}: scores of images of the data and from outside"
+    return finish(figure, title, [*ids, *doubts(results)], handles)
+
+
+def _bars(index: int) -> dict[str, Any]:
+    """Return how the bars of images of the data (0) or from outside (1) are drawn: told apart in grey too."""
+    color = COLORS[index]
+    face = (*(int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)), 0.35)
+    return {"facecolor": face, "edgecolor": color, "hatch": ("", "////")[index], "linewidth": 0.8}
