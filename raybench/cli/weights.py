@@ -1,0 +1,187 @@
+"""Commands that ask trials that are over, by their kept weights: gradcam, ood."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from raybench.cli.base import FORMATS, app, data_option, progress, results_option, show, stored, suite_names
+from raybench.cli.figures import cell_argument, trial_option
+from raybench.errors import SuiteError, UserError
+
+if TYPE_CHECKING:
+    from raybench.figures import Results
+    from raybench.plan import Trial
+    from raybench.store import Store
+    from raybench.suite import OutOfDistribution, Suite
+
+suite_argument = click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
+
+
+@app.command()
+@suite_argument
+@cell_argument
+@results_option
+@data_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    metavar="FILE_OR_FOLDER",
+    help="PNG, SVG or PDF, by its suffix; in a folder SUITE-gradcam.png.  [default: this folder]",
+)
+@trial_option
+@click.option("--layer", metavar="NAME", help="Module whose maps are looked at.  [default: the last convolution]")
+@click.option("--count", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="So many images.")
+@click.option("--right", "which", flag_value="right", help="Only images that the trial got right.")
+@click.option("--wrong", "which", flag_value="wrong", help="Only images that it got wrong.")
+def gradcam(
+    suite: str,
+    cell: tuple[str, ...],
+    results: str | Path,
+    data_dir: Path,
+    output: Path,
+    trial: str | None,
+    layer: str | None,
+    count: int,
+    which: str | None,
+) -> None:
+    """Draw what in test images speaks for the class that a trial predicts (Grad-CAM), from its kept weights.
+
+    Of the first finished trial whose weights were kept (`keep_weights: best`), of those that AXIS=VALUE words leave.
+    The file's path is printed. Needs captum: [bold]pip install 'raybench\\[explain]'[/bold].
+    """
+    from raybench.figures import collect, draw, save
+    from raybench.figures.style import check_suffix
+
+    named = bool(output.suffix) and not output.is_dir()
+    if named:
+        check_suffix(output)
+    store, choice = stored(suite, results)
+    found = collect(store, choice, cell)
+    one = _trial(found, store, trial)
+    from raybench.revisit import Images, look
+    from raybench.suite import import_modules
+
+    import_modules(choice.suite)
+    with progress().status("looking"):
+        looks = look(one, store, Images(data_dir), count=count, which=which or "any", layer=layer)  # type: ignore[arg-type]
+    figure = draw(
+        "gradcam",
+        replace(found, classes=looks.classes),
+        images=looks.images,
+        maps=looks.maps,
+        true=looks.true.tolist(),
+        predicted=looks.predicted.tolist(),
+        caption=[f"trial {one.name} ({one.id}), layer {looks.layer}"],
+    )
+    path = output if named else output / f"{choice.suite.name}-gradcam.png"
+    save(figure, path)
+    print(path)
+
+
+@app.command()
+@suite_argument
+@results_option
+@data_option
+@click.option("--dataset", metavar="NAME", help="The images from outside, in place of the suite's `ood`.")
+@click.option("--layer", "layers", multiple=True, metavar="NAME", help="With --dataset: this layer. Repeatable.")
+@click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw histograms of the scores of one trial."
+)
+@click.option(
+    "--samples", type=click.Path(path_type=Path), metavar="FILE", help="Draw images that its best score told."
+)
+@trial_option
+def ood(
+    suite: str,
+    results: str | Path,
+    data_dir: Path,
+    dataset: str | None,
+    layers: tuple[str, ...],
+    format: str,
+    plot: Path | None,
+    samples: Path | None,
+    trial: str | None,
+) -> None:
+    """Say how well trained networks tell images from outside of their data, by the suite's `ood`.
+
+    Finished trials whose weights were kept (`keep_weights: best`) are looked at once, and nothing is trained: by the
+    mean activation of each layer, the largest softmax and the energy. What is stored already is only printed.
+    """
+    from raybench.figures import collect, draw, save
+    from raybench.figures.style import check_suffix
+    from raybench.ood import frame, table
+
+    for path in filter(None, (plot, samples)):
+        check_suffix(path)
+    store, choice = stored(suite, results)
+    asked = _asked(choice.suite, dataset, layers)
+    trials = choice.trials(store.ended(failed=True))
+    from raybench.revisit import Images, detect, told
+    from raybench.store import read_snapshot
+    from raybench.suite import import_modules
+
+    import_modules(choice.suite)
+    console, images = progress(), Images(data_dir)
+    store.open(read_snapshot(store.folder))
+    try:
+        with console.status("loading the images") as status:
+            detect(asked, trials, store, images, status.update)
+        rows, damaged = store.read("ood")
+    finally:
+        store.close()
+    for line in damaged:
+        console.print(line, style="yellow", soft_wrap=True)
+    show(table(rows, choice.suite, asked, trials), format)
+    if plot or samples:
+        found = collect(store, choice)
+        one = _trial(found, store, trial)
+        rows, scores = rows[rows["trial_id"] == one.id], store.read("activations")[0]
+        scores = scores[scores["trial_id"] == one.id]
+        if plot:
+            drawn = frame(rows, scores)
+            save(draw("activations", found, frame=drawn.assign(layer=drawn["name"])), plot)
+        if samples:
+            some = told(one, rows, scores, asked, images, 8)
+            save(draw("outside", found, groups=some.groups, caption=[some.caption]), samples)
+
+
+def _trial(results: Results, store: Store, word: str | None) -> Trial:
+    """Return the trial that ``word`` names, or the first of the table that has finished and whose weights are kept."""
+    from raybench.figures.classes import find_trial
+    from raybench.figures.results import finished
+
+    if word:
+        return find_trial(results, word)
+    kept = store.kept_weights()
+    for trial in finished(results):
+        if trial.id in kept:
+            return trial
+    raise UserError(
+        f"{store.folder}: no finished trial has its weights: a suite keeps them with `keep_weights: best`, from then on"
+    )
+
+
+def _asked(suite: Suite, dataset: str | None, layers: tuple[str, ...]) -> OutOfDistribution:
+    """Return what the options say, or the suite."""
+    from raybench.registry import DATASETS
+    from raybench.settings import DatasetSettings
+    from raybench.suite import OutOfDistribution
+
+    if dataset is None:
+        if layers:
+            raise UserError("--layer: goes with --dataset; the suite names its own under ood.layers")
+        if suite.ood is None:
+            raise SuiteError(
+                f"{suite.name}: its last run had no `ood`: name the images with --dataset, or add"
+                " `ood: {dataset: svhn}` to the suite and run it again, which trains nothing again"
+            )
+        return suite.ood
+    DATASETS.check(dataset)
+    return OutOfDistribution(dataset=DatasetSettings.model_validate(dataset), layers=[*layers] or "activations")

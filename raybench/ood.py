@@ -1,0 +1,209 @@
+"""Telling images from outside of the data by one number each: thresholds, and how well they do. Arrays in, rows out.
+
+Throughout, ``inside`` and ``outside`` are scores of images of the data and from outside of it, and are larger for
+images that are taken for those of the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from raybench.axes import Label
+from raybench.plan import Trial, by_cell
+from raybench.records import Activations, DetectionRow, Score
+from raybench.suite import OutOfDistribution, Suite
+from raybench.table import Column, Table
+
+Numbers = NDArray[np.floating[Any]]
+Judged = NDArray[np.bool_]
+
+
+def auroc(inside: Numbers, outside: Numbers) -> float:
+    """Return the area under the ROC curve: how often an image from inside scores higher than one from outside, ties
+    half (Mann and Whitney's U over the number of pairs)."""
+    ordered = np.sort(outside)
+    below = np.searchsorted(ordered, inside, "left")
+    not_above = np.searchsorted(ordered, inside, "right")
+    return float((below + not_above).sum() / (2 * len(inside) * len(outside)))
+
+
+def fpr_at_tpr(inside: Numbers, outside: Numbers, tpr: float = 0.95) -> float:
+    """Return the share of images from outside that are accepted by the largest threshold which accepts ``tpr`` or more
+    of those from inside; an image is accepted if its score is not below the threshold."""
+    needed = math.ceil(tpr * len(inside) - 1e-9)
+    threshold = np.sort(inside)[len(inside) - needed]
+    return float((outside >= threshold).mean())
+
+
+def best_threshold(inside: Numbers, outside: Numbers) -> float:
+    """Return the first threshold that tells most images rightly, of those halfway between two neighbouring scores, and
+    of one that takes all or none for images from outside."""
+    scores = np.concatenate([inside, outside]).astype(np.float64)
+    order = np.argsort(scores, kind="stable")
+    scores, is_in = scores[order], (order < len(inside)).astype(np.int64)
+    # With a threshold after k scores, these count: those from outside among the k, those from inside among the rest.
+    right = np.concatenate([[0], np.cumsum(1 - is_in)]) + np.concatenate([np.cumsum(is_in[::-1])[::-1], [0]])
+    possible = np.concatenate([[True], scores[1:] > scores[:-1], [True]])
+    k = int(np.argmax(np.where(possible, right, -1)))
+    if k == 0:
+        return float(scores[0])
+    return float(np.nextafter(scores[-1], np.inf) if k == len(scores) else (scores[k - 1] + scores[k]) / 2)
+
+
+def accuracy(inside: Numbers, outside: Numbers, threshold: float) -> float:
+    """Return the share of images that ``threshold`` tells rightly: those below it are from outside."""
+    limit = np.float64(threshold)  # numpy would round a plain number to float32, where it may be a neighbouring score
+    return float(((inside >= limit).sum() + (outside < limit).sum()) / (len(inside) + len(outside)))
+
+
+def judge(inside: Numbers, outside: Numbers, judged_in: Judged, judged_out: Judged) -> dict[str, Any]:
+    """Return the numbers of a `DetectionRow`; images that are not judged choose the threshold."""
+    seen_in, seen_out = inside[judged_in], outside[judged_out]
+    threshold = best_threshold(inside[~judged_in], outside[~judged_out])
+    return {
+        "threshold": threshold,
+        "accuracy": accuracy(seen_in, seen_out, threshold),
+        "peek_accuracy": accuracy(seen_in, seen_out, best_threshold(seen_in, seen_out)),
+        "auroc": auroc(seen_in, seen_out),
+        "fpr95": fpr_at_tpr(seen_in, seen_out),
+        "n_in": len(seen_in),
+        "n_out": len(seen_out),
+        "n_choosing": len(inside) + len(outside) - len(seen_in) - len(seen_out),
+    }
+
+
+def settings_text(ood: OutOfDistribution) -> str:
+    """Return what a `DetectionRow` says of the suite's ``ood``: another text is of other images or layers."""
+    return json.dumps(ood.model_dump(), sort_keys=True)
+
+
+def rows_of(
+    trial_id: str,
+    ood: OutOfDistribution,
+    fingerprint: str,
+    activations: Sequence[Activations],
+    kinds: Mapping[str, str],
+) -> list[DetectionRow]:
+    """Return a row for each score of a trial.
+
+    Args:
+        fingerprint: of the dataset outside.
+        kinds: class of each layer.
+    """
+    rows = []
+    for score in activations:
+        is_in = score.dataset == "in"
+        numbers = judge(score.value[is_in], score.value[~is_in], score.judged[is_in], score.judged[~is_in])
+        rows.append(
+            DetectionRow(
+                trial_id=trial_id,
+                dataset=ood.dataset.name,
+                score=score.score,
+                layer=score.layer,
+                kind=None if score.layer is None else kinds[score.layer],
+                out_fingerprint=fingerprint,
+                settings=settings_text(ood),
+                **numbers,
+            )
+        )
+    return rows
+
+
+def frame(rows: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the judged images of ``activations/``, each with the ``threshold`` of its trial and score in ``ood/``, and
+    the score's name for people as ``name``."""
+    keys = ["trial_id", "score", "layer"]
+    of = zip(*(_filled(rows)[column] for column in ("score", "layer", "kind")), strict=True)
+    names = [f"layer {layer} ({kind})" if kind else NAMES[score] for score, layer, kind in of]
+    # pandas takes nulls for equal
+    return scores[scores["judged"]].merge(rows[[*keys, "threshold"]].assign(name=names), on=keys)
+
+
+def _filled(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(layer=rows["layer"].fillna(""), kind=rows["kind"].fillna(""))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+NAMES: dict[Score, str] = {"mean_activation": "mean activation", "max_softmax": "max softmax", "energy": "energy"}
+COLUMNS = (
+    Column("score", "score", align="left"),
+    Column("layer", "layer", align="left"),
+    Column("kind", "kind", align="left"),
+    Column("n", "n", of="planned"),
+    Column("planned", "planned"),
+    Column("threshold", "threshold", ".4g"),
+    Column("accuracy", "accuracy", ".4f"),
+    Column("accuracy_std", "std", ".4f"),
+    Column("peek_accuracy", "peek", ".4f"),
+    Column("auroc", "AUROC", ".4f"),
+    Column("fpr95", "FPR95", ".4f"),
+)
+MEANS = ("threshold", "accuracy", "peek_accuracy", "auroc", "fpr95")
+
+
+def table(rows: pd.DataFrame, suite: Suite, ood: OutOfDistribution, trials: Sequence[Trial]) -> Table:
+    """Return means over the trials of each cell, for each score and layer.
+
+    Args:
+        rows: of ``ood/``; those of other trials or settings are left out.
+        trials: those planned; of a search, the points that lost are left out.
+    """
+    trials = [trial for trial in trials if suite.confirm == "none" or trial.stage != "search"]
+    rows = rows[(rows["settings"] == settings_text(ood)) & rows["trial_id"].isin([trial.id for trial in trials])]
+    axes = suite.names("compare")
+    lines: list[tuple[Label | None, ...]] = []
+    for cell, members in by_cell(trials).items():
+        here = rows[rows["trial_id"].isin([trial.id for trial in members])]
+        lines += ((*cell, *line) for line in _lines(here, len(members)))
+    return Table(
+        suite=suite.name,
+        title=f"{suite.name}: images from outside of the data",
+        header=(*_header(rows, ood),),
+        warnings=(),
+        columns=(*(Column(axis, axis, align="left") for axis in axes), *COLUMNS),
+        rows=tuple(lines),
+        notes=_notes(rows, trials),
+    )
+
+
+def _header(rows: pd.DataFrame, ood: OutOfDistribution) -> Iterable[str]:
+    yield f"inside: the test images of each trial; outside: test images of {ood.dataset.name}"
+    yield "an image is taken for one from outside if its score is below the threshold"
+    for n_in, n_out, choosing in sorted({*zip(rows["n_in"], rows["n_out"], rows["n_choosing"], strict=True)}):
+        yield f"judged: {n_in:,} images from inside and {n_out:,} from outside; {choosing:,} others choose it"
+    yield "accuracy: share told rightly; peek: with a threshold that the judged images choose themselves (report 004)"
+    yield "AUROC, and FPR95, the share from outside that is accepted where 95 % from inside are, need no threshold"
+    yield "mean over n trials; std: of the accuracy, sample standard deviation (ddof=1)"
+
+
+def _lines(rows: pd.DataFrame, planned: int) -> Iterable[tuple[Label | None, ...]]:
+    """Yield the columns after those of the axes, layers in the order in which they were stored."""
+    groups = _filled(rows).groupby(["score", "layer"], sort=False)
+    for _, members in groups:
+        first = members.iloc[0]
+        values: dict[str, Label | None] = {name: float(members[name].mean()) for name in MEANS}
+        values |= {
+            "score": NAMES[first["score"]],
+            "layer": first["layer"] or None,
+            "kind": first["kind"] or None,
+            "n": len(members),
+            "planned": planned,
+            "accuracy_std": float(members["accuracy"].std()) if len(members) > 1 else None,
+        }
+        yield tuple(values[column.name] for column in COLUMNS)
+
+
+def _notes(rows: pd.DataFrame, trials: Sequence[Trial]) -> tuple[str, ...]:
+    lacking = len(trials) - rows["trial_id"].nunique()
+    if not lacking:
+        return ()
+    return (f"{lacking} of {len(trials)} trials are not counted: not finished, or without weights",)

@@ -1,0 +1,241 @@
+"""What is asked of trials that are over, by their weights: where a network looks, and what is foreign to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from raybench import gradcam
+from raybench.data import Part, Source, load, trial_data
+from raybench.datasets import Pixels, balanced, seeded
+from raybench.errors import DataError, UserError
+from raybench.job import divided
+from raybench.ood import NAMES, rows_of, settings_text
+from raybench.ood import frame as ood_frame
+from raybench.plan import Trial
+from raybench.records import FINISHED, Activations
+from raybench.settings import DatasetSettings
+from raybench.store import Store
+from raybench.suite import OutOfDistribution
+from raybench.trained import Trained, again, in_shape
+
+Which = Literal["any", "right", "wrong"]
+
+
+class Images:
+    """The datasets that networks were trained on and are asked about, each read once."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self._sources: dict[Any, Source] = {}
+
+    def source(self, settings: DatasetSettings) -> Source:
+        key = settings.name, settings.folder, settings.image_size
+        if key not in self._sources:
+            self._sources[key] = load(settings, self.data_dir)
+        return self._sources[key]
+
+
+def finished(store: Store) -> dict[str, str]:
+    """Return the trials that finished, and for each the fingerprint of the images that it was trained on."""
+    rows, _ = store.read("trials", ["trial_id", "status", "dataset_fingerprint"])
+    rows = rows[rows["status"].isin(FINISHED)]
+    return dict(zip(rows["trial_id"], rows["dataset_fingerprint"], strict=True))
+
+
+def network_of(trial: Trial, fingerprint: str, store: Store, images: Images) -> AbstractContextManager[Trained]:
+    """Return the network of a stored trial, for a ``with`` block; on the GPU where there is one.
+
+    Raises:
+        UserError: if the images at hand have another ``fingerprint``, or there are no weights.
+    """
+    settings = trial.typed()
+    source = images.source(settings.dataset)
+    if source.fingerprint != fingerprint:
+        raise DataError(
+            f"{trial.id} was trained on other {settings.dataset.name} images (fingerprint {fingerprint}) than those at"
+            f" hand ({source.fingerprint}): name their folder with --data-dir"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return again(settings, trial.seed, store.weights(trial.id), divided(source, settings.dataset), device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grad-CAM
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Looks:
+    """Some test images, and where a network looks to say what it says of them."""
+
+    trial: Trial
+    layer: str
+    classes: tuple[str, ...]
+    index: NDArray[np.int32]
+    """[n]: rows of the images in the test split."""
+    images: Pixels
+    """uint8 [n,H,W,C]"""
+    maps: NDArray[np.float32]
+    """[n,H,W]: not below 0, larger where the image speaks more for ``predicted``."""
+    true: NDArray[np.int16]
+    predicted: NDArray[np.int16]
+
+
+def look(
+    trial: Trial, store: Store, images: Images, *, count: int, which: Which = "any", layer: str | None = None
+) -> Looks:
+    """Return the first ``count`` test images that the trial got right or wrong, and the Grad-CAM of what it predicted.
+
+    Raises:
+        UserError: if the trial is not finished, has no weights, or no such images; or for an unknown layer.
+    """
+    ended = finished(store)
+    if trial.id not in ended:
+        raise UserError(f"{store.folder}: trial {trial.id} ({trial.name}) has not finished: run the suite first")
+    rows, _ = store.read("predictions")
+    rows = rows[rows["trial_id"] == trial.id].sort_values("index")
+    if which != "any":
+        rows = rows[(rows["label"] == rows["prediction"]) == (which == "right")]
+    rows = rows.head(count)
+    if rows.empty:
+        raise UserError(f"{store.folder}: trial {trial.id} ({trial.name}) got no test image {which}")
+    index, predicted = rows["index"].to_numpy(), rows["prediction"].to_numpy()
+    with network_of(trial, ended[trial.id], store, images) as network:
+        part = Part(network.data.pools["test"], index)
+        name, module = gradcam.layer(network.network, layer)
+        return Looks(
+            trial=trial,
+            layer=name,
+            classes=network.data.classes,
+            index=index,
+            images=part[:],
+            maps=gradcam.maps(network, part, predicted, module),
+            true=rows["label"].to_numpy(),
+            predicted=predicted,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images from outside of the data
+
+
+def detect(
+    ood: OutOfDistribution,
+    trials: Sequence[Trial],
+    store: Store,
+    images: Images,
+    say: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Compute and store, for finished trials whose weights are kept, what is not stored yet; return of how many.
+
+    Args:
+        store: open.
+
+    Raises:
+        UserError: if the images are not those that a trial was trained on, or a layer is not there.
+    """
+    ended = finished(store)
+    stored, _ = store.read("ood", ["trial_id", "settings"])
+    done = {*stored["trial_id"][stored["settings"] == settings_text(ood)]}
+    here = (store.kept_weights() & ended.keys()) - done
+    todo = [trial for trial in trials if trial.id in here]
+    for number, trial in enumerate(todo, start=1):
+        say(f"{trial.name} ({number} of {len(todo)})")
+        with network_of(trial, ended[trial.id], store, images) as network:
+            rows = scores(network, ood, images)
+            fingerprint = images.source(sized(ood.dataset, network.data.shape)).fingerprint
+            kinds = {name: type(module).__name__ for name, module in network.network.named_modules()}
+        store.write_detection(trial.id, rows_of(trial.id, ood, fingerprint, rows, kinds), rows)
+    return len(todo)
+
+
+def sized(outside: DatasetSettings, shape: tuple[int, int, int]) -> DatasetSettings:
+    """Return the settings of the images from outside, brought to the size of the trial's own of ``shape`` (C, H, W)."""
+    _, height, width = shape
+    if outside.image_size or height != width:
+        return outside
+    return outside.model_copy(update={"image_size": height})
+
+
+def scores(network: Trained, ood: OutOfDistribution, images: Images) -> list[Activations]:
+    """Return every score of as many test images of the trial as of images from outside: of every class equally many,
+    while a class lasts, drawn by ``ood.dataset.seed`` alone. The first half of each chooses the threshold."""
+    settings = sized(ood.dataset, network.data.shape)
+    source = images.source(settings)
+    outside = trial_data(source, settings).test()
+    parts = {"in": network.data.test(), "out": outside}
+    count = min(map(len, parts.values()))
+    if count < 2:
+        raise UserError("ood: needs two test images or more, of the trial's dataset and of ood.dataset")
+    parts = {name: _drawn(part, count, ood.dataset.seed, name) for name, part in parts.items()}
+    layers = network.layers(ood.layers)
+    inside = network.scores(parts["in"], layers)
+    out = network.scores(in_shape(parts["out"], network.data.shape), layers, f"outside {source.fingerprint}")
+    if isinstance(ood.layers, list):
+        for name in ood.layers:
+            if ("mean_activation", name) not in inside:
+                kind = type(layers[name]).__name__
+                raise UserError(f"ood.layers: {name} ({kind}) gives no numbers for each image: leave it out")
+    judged = np.arange(count) >= count // 2
+    return [
+        Activations(
+            score=score,
+            layer=layer,
+            dataset=np.repeat(["in", "out"], count),
+            index=np.concatenate([part.index for part in parts.values()]).astype(np.int32),
+            judged=np.concatenate([judged, judged]),
+            value=np.concatenate([values, out[score, layer]]),
+        )
+        for (score, layer), values in inside.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """Some judged images of one trial, as one of its scores tells them."""
+
+    groups: list[tuple[str, Pixels]]
+    """What they are and how many of how many, and images [n,H,W,C] as the network sees them."""
+    caption: str
+
+
+def told(
+    trial: Trial, rows: pd.DataFrame, scores: pd.DataFrame, ood: OutOfDistribution, images: Images, count: int
+) -> Told:
+    """Return the first ``count`` judged images from outside and inside that a score told rightly, and wrongly.
+
+    Args:
+        rows, scores: of ``ood/`` and ``activations/``; of the trial's scores, the one with the best accuracy counts.
+    """
+    best = rows[rows["trial_id"] == trial.id].sort_values("accuracy", ascending=False, kind="stable").iloc[:1]
+    judged = ood_frame(best, scores)
+    accepted = judged["value"].astype(float) >= judged["threshold"]
+    own = images.source(trial.typed().dataset)
+    settings = sized(ood.dataset, own.shape)
+    splits = {"out": images.source(settings).splits["test"], "in": own.splits["test"]}
+    names = {"out": f"from outside ({ood.dataset.name})", "in": f"of the data ({trial.typed().dataset.name})"}
+    groups = []
+    for kind, pool in splits.items():
+        here = judged["dataset"] == kind
+        for right in (True, False):
+            index = judged["index"][here & ((accepted == (kind == "in")) == right)].to_numpy()
+            part = in_shape(Part(pool, index[:count]), own.shape)
+            groups.append(
+                (f"{names[kind]}, told {'rightly' if right else 'wrongly'}: {len(index)} of {here.sum()}", part[:])
+            )
+    ((score, layer, threshold),) = best[["score", "layer", "threshold"]].itertuples(index=False)
+    by = NAMES[score] + (f" of layer {layer}" if isinstance(layer, str) else "")
+    return Told(groups, f"trial {trial.name} ({trial.id}), by {by}: from outside if below {threshold:.4g}")
+
+
+def _drawn(part: Part, count: int, seed: int, name: str) -> Part:
+    rows = balanced(part.images.labels[part.index], seeded(seed, f"ood/{name}"))[:count]
+    return Part(part.images, part.index[rows], part.streamed)

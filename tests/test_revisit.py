@@ -1,0 +1,333 @@
+"""Trials that are over, asked by their weights: Grad-CAM pictures, images from outside, and the commands for both."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from raybench import cli, ood, revisit
+from raybench.data import Part
+from raybench.datasets import Images as Arrays
+from raybench.errors import DataError, UserError
+from raybench.job import prepare
+from raybench.plan import Choice, Trial, snapshot
+from raybench.revisit import Images, detect, finished, look, network_of
+from raybench.store import Store
+from raybench.suite import Suite, load
+from raybench.trained import in_shape
+
+SUITE = """
+name: seen
+dataset: {name: digits, train_size: 100, test_size: 60}
+compare: {model: [small_cnn, mlp]}
+repeat: {seed: 2}
+train: {epochs: 1}
+keep_weights: best
+ood: {dataset: {name: imagefolder, folder: other}}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with ``seen.yaml``, ``results`` of three of its trials, and in ``data`` noise in colour."""
+    folder = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name, count in (("dots", 30), ("dashes", 10)):
+            place = folder / "data" / "other" / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(place / f"{number:02}.png")
+    (folder / "seen.yaml").write_text(SUITE, encoding="utf-8")
+    choice = Choice(load(folder / "seen.yaml"))
+    trials = choice.trials({})
+    job = prepare(choice.suite, trials, folder / "data")
+    store = Store(folder / "results", choice.suite)
+    store.open(snapshot(choice))
+    for trial in trials[:3]:
+        store.write(job.run(trial))
+    store.close()
+    return folder
+
+
+@pytest.fixture
+def suite(home: Path) -> Suite:
+    return load(home / "seen.yaml")
+
+
+@pytest.fixture
+def trials(suite: Suite) -> list[Trial]:
+    return Choice(suite).trials({})
+
+
+@pytest.fixture
+def store(home: Path, suite: Suite) -> Store:
+    return Store(home / "results", suite)
+
+
+@pytest.fixture
+def images(home: Path) -> Images:
+    return Images(home / "data")
+
+
+@pytest.fixture
+def raybench(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(home)
+        monkeypatch.setattr(sys, "argv", ["raybench", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert isinstance(end.value.code, int)
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images from outside
+
+
+def test_colours_and_sizes() -> None:
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    pixels[0] = (255, 0, 0)
+    pixels[1, 0, 0] = (10, 200, 90)
+    part = Part(_images(pixels), np.array([1, 0]))
+    grey = in_shape(part, (1, 4, 4))
+    assert grey[:].shape == (2, 4, 4, 1)
+    assert [grey[:][0, 0, 0, 0], grey[:][1, 0, 0, 0]] == [131, 76], "as Pillow's L"
+    assert [Image.fromarray(pixels[i]).convert("L").getpixel((0, 0)) for i in (1, 0)] == [131, 76]
+    assert in_shape(part, (3, 4, 4))[:].tolist() == pixels[[1, 0]].tolist()
+    back = in_shape(Part(_images(grey[:]), np.arange(2)), (3, 4, 4))[:]
+    assert (back == grey[:]).all() and back.shape == (2, 4, 4, 3)
+    with pytest.raises(UserError) as failed:
+        in_shape(part, (3, 8, 4))
+    assert str(failed.value) == (
+        "ood.dataset: its images are 4x4 pixels, those of the trial 4x8: set ood.dataset.image_size"
+    )
+
+
+def _images(pixels: np.ndarray) -> Arrays:
+    return Arrays(pixels, np.zeros(len(pixels), np.int64))
+
+
+def test_finished_trials_with_weights_are_asked_once(
+    store: Store, suite: Suite, trials: list[Trial], images: Images, home: Path
+) -> None:
+    assert suite.ood
+    said: list[str] = []
+    store.open()
+    try:
+        assert detect(suite.ood, trials, store, images, said.append) == 3
+        assert detect(suite.ood, trials, store, Images(Path("nowhere"))) == 0, "no image is read again"
+    finally:
+        store.close()
+    assert said == ["small_cnn/s0 (1 of 3)", "mlp/s0 (2 of 3)", "small_cnn/s1 (3 of 3)"]
+    rows, scores = store.read("ood")[0], store.read("activations")[0]
+    one = rows[rows["trial_id"] == trials[0].id]
+    assert one["layer"].fillna("–").tolist() == ["1", "4", "7", "–", "–"]
+    assert one["kind"].fillna("–").tolist() == ["ReLU"] * 3 + ["–", "–"]
+    assert one["score"].tolist() == ["mean_activation"] * 3 + ["max_softmax", "energy"]
+    # 40 images from outside, so 40 of the 60 test images; half of each choose the threshold.
+    assert {*zip(one["n_in"], one["n_out"], one["n_choosing"], strict=True)} == {(20, 20, 40)}
+    assert len(scores) == 80 * (5 + 3 + 5)
+    same = [group["index"].tolist() for _, group in scores.groupby(["trial_id", "score", "layer"], dropna=False)]
+    assert all(index == same[0] for index in same), "every trial and score is of the same images"
+
+
+def test_what_is_stored_follows_from_the_network(
+    store: Store, suite: Suite, trials: list[Trial], images: Images
+) -> None:
+    """The mean of a layer's output, the softmax and the energy, by plain torch; and no image twice."""
+    assert suite.ood
+    with network_of(trials[0], finished(store)[trials[0].id], store, images) as network:
+        layers = network.layers(["1"])
+        found = {(score.score, score.layer): score for score in revisit.scores(network, suite.ood, images)}
+        energy = found["energy", None]
+        inside = energy.dataset == "in"
+        assert len({*energy.index[inside]}) == inside.sum() == 40
+        assert {*energy.index[inside]} <= {*network.data.test().index}
+        pixels = network.data.pools["test"].pixels[energy.index[inside]]
+        first = network.network[:2]  # type: ignore[index]
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+            logits, maps = network.network(batch), first(batch)
+    assert layers["1"] is first[1]
+    for key, expected in {
+        ("energy", None): logits.exp().sum(1).log(),
+        ("max_softmax", None): torch.softmax(logits, 1).max(1).values,
+        ("mean_activation", "1"): maps.mean((1, 2, 3)),
+    }.items():
+        np.testing.assert_allclose(found[key].value[inside], expected.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["relu"], "no layer 'relu' in the network; known: 0 (Conv2d), 1 (ReLU), 2 (Conv2d), 3 (BatchNorm2d), "),
+        (["1", "11"], "no layer '11' in the network; known: "),
+    ],
+)
+def test_layers_that_are_not_there(
+    layers: list[str], message: str, store: Store, suite: Suite, trials: list[Trial], images: Images
+) -> None:
+    assert suite.ood
+    asked = suite.ood.model_copy(update={"layers": layers})
+    with (
+        network_of(trials[0], finished(store)[trials[0].id], store, images) as network,
+        pytest.raises(UserError) as failed,
+    ):
+        revisit.scores(network, asked, images)
+    assert str(failed.value).startswith(message)
+
+
+def test_every_layer(store: Store, suite: Suite, trials: list[Trial], images: Images) -> None:
+    assert suite.ood
+    with network_of(trials[1], finished(store)[trials[1].id], store, images) as network:
+        assert [*network.layers("all")] == ["0", "1", "2", "3", "4"]
+        assert [*network.layers("activations")] == ["2"]
+        network.network[2] = torch.nn.Identity()  # type: ignore[operator, index]
+        with pytest.raises(UserError) as failed:
+            network.layers("activations")
+    assert str(failed.value) == "model 'mlp' has no module that is an activation function: name other layers"
+
+
+def test_other_images_than_those_of_the_trial(store: Store, trials: list[Trial], images: Images) -> None:
+    with pytest.raises(DataError) as failed:
+        network_of(trials[0], "0123456789abcdef", store, images)
+    assert str(failed.value).startswith(
+        f"{trials[0].id} was trained on other digits images (fingerprint 0123456789abcdef) than those at hand ("
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grad-CAM
+
+
+@pytest.mark.parametrize("which", ["any", "right", "wrong"])
+def test_images_are_those_of_the_predictions(
+    which: revisit.Which, store: Store, trials: list[Trial], images: Images
+) -> None:
+    pytest.importorskip("captum", reason="no captum: pip install 'raybench[explain]'")
+    stored = store.read("predictions")[0]
+    stored = stored[stored["trial_id"] == trials[0].id].sort_values("index")
+    if which != "any":
+        stored = stored[(stored["label"] == stored["prediction"]) == (which == "right")]
+    found = look(trials[0], store, images, count=4, which=which)
+    assert found.index.tolist() == stored["index"].tolist()[:4]
+    assert found.true.tolist() == stored["label"].tolist()[:4]
+    assert found.predicted.tolist() == stored["prediction"].tolist()[:4]
+    assert found.images.shape == (4, 8, 8, 1) and found.maps.shape == (4, 8, 8)
+    source = images.source(trials[0].typed().dataset)
+    assert (found.images == source.splits["test"].pixels[found.index]).all()
+    assert (found.layer, found.classes) == ("6", source.classes)
+
+
+def test_a_trial_that_has_not_run(store: Store, trials: list[Trial], images: Images) -> None:
+    with pytest.raises(UserError) as failed:
+        look(trials[3], store, images, count=1)
+    assert str(failed.value) == (f"{store.folder}: trial {trials[3].id} (mlp/s1) has not finished: run the suite first")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def test_the_command_prints_and_draws(raybench: Callable[..., tuple[int, str, str]], home: Path, store: Store) -> None:
+    status, out, _ = raybench("ood", "seen", "--format", "json", "--plot", "h.png", "--samples", "s.svg")
+    assert status == 0
+    found = json.loads(out)
+    assert [(row["model"], row["n"], row["planned"]) for row in found["rows"]] == [("small_cnn", 2, 2)] * 5 + [
+        ("mlp", 1, 2)
+    ] * 3
+    assert found["notes"] == ["1 of 4 trials are not counted: not finished, or without weights"]
+    assert (home / "h.png").stat().st_size > 10_000
+    drawn = (home / "s.svg").read_text(encoding="utf-8")
+    assert "told rightly: " in drawn and "from outside (imagefolder)" in drawn and "of the data (digits)" in drawn
+    shares = store.read("ood")[0].query("layer == '4'")["accuracy"]
+    (row,) = (row for row in found["rows"] if row["layer"] == "4")
+    assert row["accuracy"] == pytest.approx(shares.mean())
+
+
+def test_judged_images_with_their_thresholds(store: Store) -> None:
+    rows, scores = store.read("ood")[0], store.read("activations")[0]
+    found = ood.frame(rows, scores)
+    assert len(found) == scores["judged"].sum() and found["threshold"].notna().all()
+    assert {*found["name"]} >= {"layer 4 (ReLU)", "max softmax", "energy"}
+    told = found.assign(right=(found["value"].astype(float) >= found["threshold"]) == (found["dataset"] == "in"))
+    shares = told.groupby(["trial_id", "score", "layer"], dropna=False)["right"].mean()
+    expected = rows.set_index(["trial_id", "score", "layer"])["accuracy"]
+    pd.testing.assert_series_equal(shares.sort_index(), expected.sort_index(), check_names=False)
+
+
+def test_other_images_by_option_take_the_place_of_the_suites(
+    raybench: Callable[..., tuple[int, str, str]], store: Store, suite: Suite
+) -> None:
+    assert suite.ood
+    status, out, _ = raybench("ood", "seen", "--dataset", "digits", "--layer", "1", "--format", "json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["header"][0] == "inside: the test images of each trial; outside: test images of digits"
+    assert [row["layer"] for row in found["rows"]] == ["1", None, None] * 2
+    assert {json.loads(text)["dataset"]["name"] for text in store.read("ood")[0]["settings"]} == {"digits"}
+    assert raybench("ood", "seen", "--format", "csv")[0] == 0
+    assert {*store.read("ood")[0]["settings"]} == {ood.settings_text(suite.ood)}
+
+
+def test_gradcam_draws_a_picture(raybench: Callable[..., tuple[int, str, str]], home: Path) -> None:
+    pytest.importorskip("captum", reason="no captum: pip install 'raybench[explain]'")
+    assert raybench("gradcam", "seen", "model=small_cnn", "--count", "2", "--layer", "2", "-o", "cam.svg")[:2] == (
+        0,
+        "cam.svg\n",
+    )
+    drawn = (home / "cam.svg").read_text(encoding="utf-8")
+    assert "seen: Grad-CAM" in drawn and "layer 2" in drawn
+    assert raybench("gradcam", "seen", "--count", "1", "--right")[:2] == (0, "seen-gradcam.png\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ood", "seen", "--layer", "1"), "--layer: goes with --dataset; the suite names its own under ood.layers"),
+        (("ood", "seen", "--dataset", "svnh"), "unknown dataset 'svnh'; did you mean 'svhn'?"),
+        (
+            ("gradcam", "seen", "model=mlp"),
+            "the network has no convolution: name a layer whose output is maps with --layer",
+        ),
+        (
+            ("gradcam", "seen", "model=mlp", "seed=1"),
+            "results/seen: no finished trial has its weights: a suite keeps them with `keep_weights: best`, from then"
+            " on",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: tuple[str, ...], message: str, raybench: Callable[..., tuple[int, str, str]]
+) -> None:
+    assert raybench(*arguments) == (2, "", f"raybench: {message}\n")
+
+
+def test_a_suite_that_says_nothing_of_other_images(raybench: Callable[..., tuple[int, str, str]], home: Path) -> None:
+    path = home / "results" / "seen" / "suite.json"
+    kept = path.read_text(encoding="utf-8")
+    document = json.loads(kept)
+    del document["document"]["ood"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    try:
+        assert raybench("ood", "results/seen") == (
+            2,
+            "",
+            "raybench: seen: its last run had no `ood`: name the images with --dataset, or add `ood: {dataset: svhn}`"
+            " to the suite and run it again, which trains nothing again\n",
+        )
+    finally:
+        path.write_text(kept, encoding="utf-8")
