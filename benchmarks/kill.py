@@ -13,9 +13,7 @@ import argparse
 import contextlib
 import os
 import random
-import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from ray._private.utils import psutil  # the copy that Ray brings along
 
+from raybench import localcluster
 from raybench.plan import expand
 from raybench.store import Store
 from raybench.suite import load
@@ -44,60 +42,35 @@ SECONDS = 300
 """Until something that should happen counts as hanging."""
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-class Node:
-    """A node of a Ray cluster on this machine, as ``ray start`` makes one."""
+class Node(localcluster.Node):
+    """A node of a cluster on this machine that runs, and what trains on it."""
 
     def __init__(self, folder: Path, head: Node | None = None, *, cpus: int, wrap: str = "exec {}", **env: str) -> None:
         """``wrap`` is a shell line around ``ray start``, ``env`` what to add to its environment."""
-        self.port = free_port()
-        place = f"--head --port={self.port} --temp-dir={folder} --include-dashboard=false"
-        place += f" --ray-client-server-port={free_port()}"
-        if head is not None:
-            place = f"--address=127.0.0.1:{head.port}"
-        ports = f"--dashboard-agent-listen-port={free_port()} --min-worker-port=0 --max-worker-port=0"
-        ray = shlex.quote(str(Path(sys.executable).with_name("ray")))
-        command = f"{ray} start --block --node-ip-address=127.0.0.1 --num-cpus={cpus} --object-store-memory=150000000"
-        self.process = subprocess.Popen(
-            ["sh", "-c", wrap.format(f"{command} {ports} {place}")],
-            env=environment(**env),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        said = []
-        for line in self.process.stdout:
-            said.append(line)
-            if "Ray runtime started." in line:
-                return
-        raise RuntimeError("".join(said))
+        self.port = localcluster.free_port() if head is None else head.port
+        options = [f"--address=127.0.0.1:{self.port}"]
+        if head is None:
+            folder.mkdir()
+            options = localcluster.head_options(self.port, folder)
+        log = folder / f"node{time.monotonic_ns()}.log"
+        options += [f"--object-store-memory={localcluster.STORE_BYTES}"]
+        super().__init__(options, log, environment(**env), cpus=cpus, wrap=wrap)
+        self.start()
 
     def workers(self, called: str = "ray::RaybenchTrial.train") -> list[int]:
         """Return the processes that train here."""
         found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error, IndexError):  # it may have ended
-                if process.cmdline()[0].startswith(called):
+        for process in localcluster.family(self.leader):
+            with contextlib.suppress(OSError):  # it may have ended
+                if Path(f"/proc/{process.pid}/cmdline").read_text().startswith(called):
                     found.append(process.pid)
         return found
-
-    def kill(self) -> None:
-        processes = psutil.Process(self.process.pid).children(recursive=True)
-        for process in [*processes, self.process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
-        self.process.communicate()
 
 
 def environment(**more: str) -> dict[str, str]:
     """Return an environment in which a cluster of its own needs no token and meets no other."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", **more}
+    return {**kept, **localcluster.ENVIRONMENT, "RAY_AUTH_MODE": "disabled", **more}
 
 
 def start_driver(folder: Path, head: Node, **env: str) -> subprocess.Popen[str]:
