@@ -1,0 +1,250 @@
+"""A Ray cluster: started or joined, with the code of a suite and the same versions on all its nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raybench import __version__, rayenv  # isort: skip  # sets what Ray reads when it is imported
+
+import ray
+from ray.job_config import JobConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raybench.errors import UserError
+from raybench.settings import SELECTOR, Resources
+
+ACTOR_ENVIRONMENT = {
+    # Otherwise glibc gives the memory of every batch back and fetches it again: 1.2x in a step of a small network.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_ARENA_MAX": "1",  # every trial has a thread of its own; an arena for each would hold half a gigabyte more
+    # A trial that is stopped may need a while to leave its step. After Tune's 2 s its actor would be given up, and the
+    # next, innocent trial with it.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+}
+PASSED_ON = ("RAY_TRAIN_ENABLE_STATE_TRACKING",)
+"""What Ray reads in trials and the user may have set here. It lets worker groups be listed, by an actor that stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a node of the cluster has."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    def fits(self, wanted: Mapping[str, str]) -> bool:
+        """Return whether the node's labels are as ``wanted`` (Ray's label selectors)."""
+        for key, selector in wanted.items():
+            match = SELECTOR.fullmatch(selector)
+            assert match is not None
+            no, several, one = match.groups()
+            values = re.split(", ?", several) if several else [one]
+            if (self.labels.get(key) in values) == bool(no):
+                return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What was connected to."""
+
+    nodes: tuple[Node, ...]
+    dashboard: str | None = None
+    grows_to: Mapping[str, float] = field(default_factory=dict)
+    """What the autoscaler may start, where there is one that says so; by resource."""
+
+    @property
+    def cpus(self) -> int:
+        return int(self.total("CPU", {}))
+
+    @property
+    def gpus(self) -> int:
+        return int(self.total("GPU", {}))
+
+    def total(self, name: str, labels: Mapping[str, str]) -> float:
+        """Return how much of a resource the nodes with these labels have, those included that may yet be started."""
+        here = sum(node.resources.get(name, 0) for node in self.nodes if node.fits(labels))
+        return max(here, self.grows_to.get(name, 0))
+
+    def needs(self, resources: Resources) -> dict[str, float]:
+        """Return what all processes of a trial ask for together; no GPUs where the cluster has none."""
+        each = {"CPU": resources.cpus, **({"GPU": resources.gpus} if self.gpus else {}), **resources.custom}
+        return {name: amount * resources.workers for name, amount in each.items() if amount}
+
+    def slots(self, resources: Resources) -> int:
+        """Return how many trials with these needs fit at once, if no other job runs."""
+        fit = (self.total(name, resources.labels) / need + 1e-9 for name, need in self.needs(resources).items())
+        return int(min(fit))
+
+
+@contextmanager
+def connect(
+    address: str,
+    *,
+    suite: str = "",
+    ship: Sequence[Path] = (),
+    checked: bool = False,
+    verbose: bool = False,
+) -> Iterator[Cluster]:
+    """Start a cluster on this machine (``local``) or join one (``auto``, ``host:port``), for the ``with`` block.
+
+    What Ray prints to stdout meanwhile is dropped, or with ``verbose`` goes to stderr: stdout is for tables.
+
+    Args:
+        suite: what the job is called in the dashboard.
+        ship: modules that every process of a cluster that is joined finds first (`raybench.shipping`).
+        checked: refuse a cluster that is joined if its nodes have other versions.
+
+    Raises:
+        UserError: if there is no cluster at ``address``, or its nodes have other versions.
+    """
+    if address.startswith("ray://"):
+        raise UserError(f"--address {address}: Ray Client is not supported: use `auto` on the head, or host:6379")
+    if address.startswith(("http://", "https://")):
+        raise UserError(f"--address {address}: is a dashboard: send the suite there with raybench submit")
+    if address not in ("local", "auto"):
+        _knock(address)
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment: dict[str, Any] = {"env_vars": {**ACTOR_ENVIRONMENT, **passed_on}}
+    if ship and address != "local":
+        environment |= {"py_modules": [str(path) for path in ship], "excludes": ["__pycache__", "*.pyc"]}
+    about = {"raybench": __version__, "suite": suite, "job_name": f"raybench {suite}", "submitted_by": whoami()}
+    with contextlib.ExitStack() as stack:
+        elsewhere = sys.stderr if verbose else stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(elsewhere))
+        try:
+            with contextlib.nullcontext() if verbose or address == "local" else _silent():
+                context = ray.init(
+                    address=address,
+                    log_to_driver=verbose,
+                    logging_level=logging.INFO if verbose else logging.ERROR,
+                    runtime_env=environment,
+                    job_config=JobConfig(metadata=about) if suite else None,
+                    **({"dashboard_host": "127.0.0.1"} if address == "local" else {}),
+                )
+        except Exception as error:  # Ray raises plain ones too, as when a node is slow to start
+            what = "Ray could not start" if address == "local" else "no Ray cluster answers there"
+            hint = "" if address == "local" or "mismatch" in str(error) else f"; perhaps {rayenv.TOKENS}"
+            raise UserError(f"--address {address}: {what}: {_in_a_line(error)}{hint}") from None
+        stack.callback(ray.shutdown)
+        if checked and address != "local":
+            _check_versions(address)
+        yield Cluster(
+            nodes=tuple(Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]),
+            dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
+            grows_to=ray._private.state.state.get_max_resources_from_cluster_config() or {},  # private
+        )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what is written to stderr, by whatever language: Ray says every second that a head refuses."""
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nowhere:
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def whoami() -> str:
+    """Return user and host, for people who look at jobs."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):  # a container whose user has no name
+        return socket.gethostname()
+
+
+def _in_a_line(error: Exception) -> str:
+    """Return the first line of a message of Ray's, or all where the first only announces the others."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines) if lines[0].endswith(":") else lines[0]
+
+
+PACKAGES = ("raybench", "python", "ray", "torch")
+"""What must be alike in all processes: they send each other objects of these."""
+VERSIONS_SECONDS = 120
+"""How long nodes may take to start a process and say what they have; one that does not is left to Ray."""
+
+
+def _check_versions(address: str) -> None:
+    """Ask every node which versions its processes have.
+
+    Raises:
+        UserError: naming the first node whose versions differ from those here.
+    """
+
+    def versions() -> dict[str, str]:  # inside, so that it is sent as it is: a node may lack raybench
+        import platform
+        from importlib import import_module, metadata
+
+        found = {"python": ".".join(platform.python_version_tuple()[:2])}
+        try:
+            found["raybench"] = import_module("raybench").__version__
+        except ImportError:
+            found["raybench"] = "missing"
+        for package in ("ray", "torch"):
+            try:
+                found[package] = metadata.version(package).partition("+")[0]  # builds for CPU and GPU go together
+            except metadata.PackageNotFoundError:
+                found[package] = "missing"
+        return found
+
+    here = versions()
+    ask = ray.remote(num_cpus=0)(versions)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            answer = ask.options(name="raybench versions", scheduling_strategy=there).remote()
+            asked[answer] = f"node {node['NodeManagerAddress']} ({node['NodeName']})"
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=VERSIONS_SECONDS)
+    different = []
+    for answer in answered:
+        try:
+            found = ray.get(answer)
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            raise UserError(
+                f"--address {address}: {asked[answer]} cannot take what was sent to it: {_in_a_line(error)}"
+            ) from None
+        except ray.exceptions.RayError:
+            continue  # it has gone meanwhile, as nodes may; no trial goes there
+        if wrong := [name for name in PACKAGES if found[name] != here[name]]:
+            what = ", ".join(f"{name} {found[name]} (here {here[name]})" for name in wrong)
+            different.append(f"{asked[answer]} has other versions: {what}")
+    if different:
+        others = f"; {len(different) - 1} more of {len(asked)} nodes differ too" if different[1:] else ""
+        raise UserError(
+            f"--address {address}: {different[0]}{others}: install the same there; raybench itself can be sent along"
+            " with --ship"
+        )
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens; Ray itself would try for minutes and then end the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except ValueError:
+        raise UserError(f"--address {address}: must be local, auto or host:port, such as 10.0.0.5:6379") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--address {address}: no Ray cluster answers there: {reason}") from None

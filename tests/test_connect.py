@@ -1,0 +1,171 @@
+"""Clusters: how many trials fit, on which nodes, and nodes that have other versions."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+from raybench import connect, plan
+from raybench.connect import Cluster, Node
+from raybench.errors import UserError
+from raybench.schedule import slots_of
+from raybench.settings import Resources
+
+
+def cluster(*nodes: dict[str, float], **grows_to: float) -> Cluster:
+    return Cluster(tuple(Node(resources, {}) for resources in nodes), grows_to=grows_to)
+
+
+def test_slots() -> None:
+    both = cluster({"CPU": 12, "GPU": 1}, {"CPU": 4, "GPU": 1})
+    slots = lambda **resources: both.slots(Resources(**resources))  # noqa: E731
+    assert (both.cpus, both.gpus) == (16, 2)
+    assert slots(cpus=1) == 16
+    assert slots(cpus=3) == 5
+    assert slots(cpus=1, gpus=0.25) == 8
+    assert slots(cpus=1, gpus=0.1) == 16
+    assert slots(cpus=1, gpus=1, workers=2) == 1
+    assert slots(cpus=32) == 0
+    assert cluster({"CPU": 4}).slots(Resources(cpus=1, gpus=0.5)) == 4, "GPUs are unused where none is"
+
+
+def test_slots_of_custom_resources_and_labels() -> None:
+    mixed = Cluster(
+        (
+            Node({"CPU": 8}, {}),
+            Node({"CPU": 8, "GPU": 2, "fast": 1}, {"ray.io/accelerator-type": "A100"}),
+            Node({"CPU": 8, "GPU": 4}, {"ray.io/accelerator-type": "H100", "zone": "a"}),
+        )
+    )
+    on = lambda selector: mixed.slots(Resources(gpus=1, labels={"ray.io/accelerator-type": selector}))  # noqa: E731
+    assert (on("A100"), on("H100"), on("!A100"), on("in(A100, H100)"), on("!in(A100,H100)"), on("T4")) == (
+        2, 4, 4, 6, 0, 0,
+    )  # fmt: skip
+    assert mixed.slots(Resources(gpus=1, labels={"ray.io/accelerator-type": "H100", "zone": "b"})) == 0
+    assert mixed.slots(Resources(custom={"fast": 0.25})) == 4
+    assert mixed.slots(Resources(custom={"slow": 1})) == 0
+    assert mixed.needs(Resources(gpus=0.5, workers=2, custom={"fast": 1})) == {"CPU": 2, "GPU": 1, "fast": 2}
+
+
+def test_an_autoscaler_is_asked_for_all_that_it_may_start() -> None:
+    empty = cluster({"CPU": 2}, CPU=64, GPU=8)
+    assert (empty.cpus, empty.gpus) == (64, 8)
+    assert empty.slots(Resources(cpus=4, gpus=1)) == 8
+    assert empty.needs(Resources(gpus=1)) == {"CPU": 1, "GPU": 1}, "trials ask for GPUs that are not there yet"
+
+
+def test_what_no_node_has_is_refused() -> None:
+    asked = Resources(custom={"fast": 2}, labels={"ray.io/accelerator-type": "A100"})
+    with pytest.raises(UserError) as refused:
+        slots_of(cluster({"CPU": 2}), asked, None)
+    assert str(refused.value) == (
+        "resources: a trial asks for 1 x (1 CPUs, 0 GPUs, 2 fast), but the nodes with ray.io/accelerator-type=A100 have"
+        " 0 CPUs, 0 GPUs and 0 fast: ask for less, e.g. --set resources.cpus=1"
+    )
+
+
+def test_where_a_trial_runs_is_not_in_its_id(make_trial: Any) -> None:
+    bare = make_trial(resources={"cpus": 2})
+    there = make_trial(resources={"cpus": 2, "custom": {"fast": 0.5}, "labels": {"zone": "!a"}})
+    assert there.id == bare.id == plan.identity(there.settings, 0)
+    assert there.id != make_trial(resources={"cpus": 1}).id
+    assert len({bare.typed().resources, there.typed().resources}) == 2, "they are of two kinds"
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"custom": {"GPU": 1}}, "'GPU' is not right: must be a custom resource; CPUs and GPUs are `cpus`, `gpus`"),
+        ({"custom": {"fast": 1.5}}, "fast: 1.5 is not right: must be a fraction below 1 or a whole number"),
+        (
+            {"labels": {"zone": "a b"}},
+            "zone: 'a b' is not right: must be a label such as A100, !A100 or in(A100, H100)",
+        ),
+    ],
+)
+def test_resources_that_no_node_can_have(resources: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        Resources(**resources)
+    assert said in str(refused.value)
+
+
+class Fault(Exception):
+    pass
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Node id -> what it answers to the question for its versions: changes to those here, or an error."""
+    answers: dict[str, Any] = {}
+
+    class Asked:
+        def __init__(self, ask: Any) -> None:
+            self.ask = ask
+
+        def options(self, *, name: str, scheduling_strategy: Any) -> Asked:
+            return self
+
+        def remote(self) -> int:
+            Asked.count += 1
+            return Asked.count - 1
+
+        count = 0
+
+    made: list[Asked] = []
+
+    def remote(**_: Any) -> Any:
+        Asked.count = 0
+        return lambda ask: made.append(Asked(ask)) or made[-1]
+
+    def get(number: int) -> dict[str, str]:
+        answer = list(answers.values())[number]
+        if isinstance(answer, Exception):
+            raise answer
+        return {**made[-1].ask(), **answer}
+
+    listed = lambda: [  # noqa: E731
+        {"Alive": True, "NodeID": node.encode().hex(), "NodeManagerAddress": node, "NodeName": f"{node}-name"}
+        for node in answers
+    ]
+    monkeypatch.setattr(connect.ray, "remote", remote)
+    monkeypatch.setattr(connect.ray, "nodes", listed)
+    monkeypatch.setattr(connect.ray, "wait", lambda asked, **_: (asked, []))
+    monkeypatch.setattr(connect.ray, "get", get)
+    monkeypatch.setattr(connect, "NodeAffinitySchedulingStrategy", lambda node_id, soft: None)
+    return answers
+
+
+def refusal() -> str | None:
+    with contextlib.suppress(UserError):
+        connect._check_versions("auto")
+        return None
+    with pytest.raises(UserError) as refused:
+        connect._check_versions("auto")
+    return str(refused.value)
+
+
+def test_versions_of_all_nodes_are_compared(nodes: dict[str, Any]) -> None:
+    import ray
+    import torch
+
+    from raybench import __version__
+
+    nodes.update(a={}, gone=ray.exceptions.NodeDiedError("gone"))
+    assert refusal() is None
+    nodes["b"] = {"raybench": "0.0.9", "torch": "2.1.0"}
+    torch_here = torch.__version__.partition("+")[0]
+    what = f"raybench 0.0.9 (here {__version__}), torch 2.1.0 (here {torch_here})"
+    advice = "install the same there; raybench itself can be sent along with --ship"
+    assert refusal() == f"--address auto: node b (b-name) has other versions: {what}: {advice}"
+    nodes["c"] = {"raybench": "missing"}
+    assert refusal() == (
+        f"--address auto: node b (b-name) has other versions: {what}; 1 more of 4 nodes differ too: {advice}"
+    )
+    nodes.clear()
+    nodes["d"] = ray.exceptions.RuntimeEnvSetupError("no space\nmore")
+    assert refusal() == (
+        "--address auto: node d (d-name) cannot take what was sent to it: Failed to set up runtime environment."
+    )

@@ -1,0 +1,64 @@
+"""What travels with a suite: its own modules, and nothing that is installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import raybench
+from raybench import shipping
+from raybench.suite import Suite, load
+
+SUITE = """
+name: own
+imports: [own_package.nets, own_module, sklearn.datasets]
+dataset: digits
+model: mlp
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Iterator[Suite]:
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").touch()
+    (tmp_path / "own_package" / "nets.py").write_text("import own_helper, scipy")
+    (tmp_path / "own_helper.py").touch()
+    (tmp_path / "own_module.py").touch()
+    (tmp_path / "never_imported.py").touch()
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    before = set(sys.modules)
+    path = list(sys.path)
+    yield load(tmp_path / "suite.yaml")
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if name.startswith("own_"):
+            del sys.modules[name]
+
+
+def test_the_modules_of_a_suite_and_those_beside_it_that_they_import(suite: Suite, tmp_path: Path) -> None:
+    names = ["own_helper.py", "own_module.py", "own_package"]
+    assert shipping.modules(suite) == [tmp_path.resolve() / name for name in names]
+
+
+def test_a_module_that_lies_elsewhere_is_sent_if_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "own_far.py").write_text("import own_near")
+    (tmp_path / "lib" / "own_near.py").touch()
+    (tmp_path / "suite.yaml").write_text("name: far\nimports: [own_far]\ndataset: digits\nmodel: mlp\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    try:
+        assert shipping.modules(load(tmp_path / "suite.yaml")) == [tmp_path.resolve() / "lib" / "own_far.py"]
+    finally:
+        del sys.modules["own_far"], sys.modules["own_near"]
+
+
+def test_a_suite_without_imports_sends_nothing() -> None:
+    assert shipping.modules(load(Path(__file__).parent.parent / "suites" / "quickstart.yaml")) == []
+
+
+def test_raybench_itself_is_no_module_of_a_suite() -> None:
+    assert shipping.package() == Path(raybench.__file__).resolve().parent
+    assert (shipping.package() / "schedule.py").is_file()
