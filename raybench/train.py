@@ -30,6 +30,7 @@ from raybench.losses import Penalty, loss_sum
 from raybench.plan import stream
 from raybench.rates import Patience, Rate, is_better
 from raybench.records import EpochRow
+from raybench.replay import Replayed
 from raybench.settings import LastLayers, TrainSettings, TrialSettings
 
 EVALUATION_BATCH = 500
@@ -69,6 +70,8 @@ class History:
     """[test images]"""
     train_seconds: float
     images_per_second: float
+    weights: dict[str, Tensor]
+    """The network's state at the best epoch; empty where nobody needed it again."""
 
 
 class Training:
@@ -83,10 +86,15 @@ class Training:
         device: torch.device,
         world: World,
         statistics: Statistics,
+        keep_weights: bool = False,
     ) -> None:
-        """``statistics`` are what the augmentation fitted on the training images, empty if it fits nothing."""
+        """
+        Args:
+            statistics: what the augmentation fitted on the training images, empty if it fits nothing.
+            keep_weights: whether the best epoch's weights are wanted once it has been tested.
+        """
         self.trial_id, self.seed, self.train = trial_id, seed, settings.train
-        self.device, self.world = device, world
+        self.device, self.world, self.keep_weights = device, world, keep_weights
         limit = 2 * self.train.batch_size if self.train.smoke else None
         parts = {"train": data.train(), "val": data.validation(), "test": data.test()}
         self.feeds = {name: Feed(part, data.fingerprint, device, limit) for name, part in parts.items()}
@@ -94,6 +102,9 @@ class Training:
         self.classes = len(data.classes)
         self.augmentation = augment.build(settings.augmentation)
         self.augmentation.load(statistics, device)
+        if self.train.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
 
         torch.manual_seed(stream(seed, "weights"))
         # A smoke run's numbers mean nothing: it needs no download.
@@ -110,8 +121,9 @@ class Training:
         With ``keeper``, training goes on from the state that it has kept of this trial, if it has, and ends with the
         same numbers as if it had not been interrupted; epochs trained before are reported again.
         """
+        self.replayed: Replayed | None = None
         self.epochs: list[EpochRow] = []
-        self.best = _Best(self.train.best)
+        self.best = _Best(self.train.best, self.keep_weights)
         self.train_seconds = 0.0
         self.keeper, self.kept = keeper, self._agreed_state(keeper)
         for phase in self.train.in_phases():
@@ -132,6 +144,7 @@ class Training:
             labels=self.feeds["test"].labels,
             train_seconds=self.train_seconds,
             images_per_second=len(epochs) * self._images_per_epoch() / self.train_seconds,
+            weights=best.weights,
         )
 
     def _train_phase(self, phase: TrainSettings, report: Report) -> None:
@@ -176,7 +189,7 @@ class Training:
             val_accuracy=val_accuracy,
             test_loss=test[0],
             test_accuracy=test[1],
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=float(self.optimizer.param_groups[0]["lr"]),
             seconds=time.perf_counter() - begun,
         )
         return row, logits if self.validates_on_test else None
@@ -215,6 +228,8 @@ class Training:
         if keeper is None:
             return None
         state = keeper.load(self.device)
+        if state and self.keep_weights and not state["best_weights"]:  # of a run that wanted none
+            state = None
         if self.world.size > 1:
             least = torch.tensor(float(len(state["epochs"]) if state else 0), device=self.device)
             most = least.clone()
@@ -228,6 +243,7 @@ class Training:
         """Go on where ``state`` was saved; what follows from the epochs' rows alone has been counted again."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._record_anew()  # what was recorded reads the tensors that were replaced
         self.rate.steps = state["steps"]
         self.best.weights, self.best.logits = state["best_weights"], state["best_logits"]
         self.train_seconds = state["train_seconds"]
@@ -245,51 +261,82 @@ class Training:
         self.step_model: nn.Module = self.model
         if self.world.size > 1:
             self.step_model = nn.parallel.DistributedDataParallel(self.model)
-        self.optimizer = make_optimizer(phase, self.model)
+        self.optimizer = make_optimizer(phase, self.model, replayed=self._replays)
         self.rate = Rate(phase)
+        self.totals = torch.zeros(2, device=self.device)
+        self._record_anew()
+
+    def _record_anew(self) -> None:
+        self.replayed = Replayed(self._whole_step) if self._replays else None
+
+    @property
+    def _replays(self) -> bool:
+        """Whether steps are launched as CUDA graphs: the images must lie on the GPU, and all steps be alike."""
+        return self.train.cuda_graph and self.feeds["train"].pixels is not None and not self.train.augmented_copies
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
         """Train on every training image once; return mean loss and accuracy of the images as they were trained on.
 
         With ``augmented_copies``, position p stands for image p modulo the number of images; those from there on are
-        the copies.
+        the copies. Until its end an epoch waits for the device nowhere.
         """
         backbones.train_mode(self.step_model)
         feed, batch, mine = self.feeds["train"], self.train.batch_size, self.world.mine
         order = np.random.default_rng(stream(self.seed, f"order/{epoch}")).permutation(self._images_per_epoch())
-        steps = torch.split(torch.from_numpy(order).to(feed.at), batch)
-        if len(steps) > 1 and len(steps[-1]) < min(batch, 2 * self.world.size):
-            steps = steps[:-1]  # a remainder in which batch norm would not find two images in every process
+        places = torch.split(torch.from_numpy(order), batch)
+        if len(places) > 1 and len(places[-1]) < min(batch, 2 * self.world.size):
+            places = places[:-1]  # a remainder in which batch norm would not find two images in every process
         generator = torch.Generator(self.device).manual_seed(stream(self.seed, f"augment/{epoch}"))
-        totals = torch.zeros(2, device=self.device)
-        count = 0
-        batches = feed.batches(chosen[mine] % len(feed) for chosen in steps)
-        for chosen, (images, labels) in zip(steps, batches, strict=True):
-            uniform = self.augmentation.draw(len(chosen), generator, self.device)
-            if self.train.augmented_copies:
-                images = self._with_originals(images, uniform[mine], chosen[mine] < len(feed))
-            else:
-                images = self.augmentation.train(images, uniform[mine])
-            with self._autocast():
-                logits = self.step_model(images)
-            loss = loss_sum(self.train.loss, logits.float(), labels, self.train.label_smoothing)
-            rate = self.rate.next_step()
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.zero_grad(set_to_none=True)
-            # DistributedDataParallel averages over processes: scaled so, the step is that of the whole batch's mean.
-            mean = loss * (self.world.size / len(chosen))
-            # The penalty is the same in all of them.
-            (mean + self.penalty() if self.penalty else mean).backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).sum()])
-            count += len(chosen)
+        self.totals.zero_()
+        steps = torch.split(torch.cat(places).to(feed.at), batch)
+        if self.replayed is not None:
+            for chosen in steps:
+                self._set_rate()
+                self.replayed(chosen, self.augmentation.draw(len(chosen), generator, self.device))
+        else:
+            batches = feed.batches(chosen[mine] % len(feed) for chosen in steps)
+            for place, (images, labels) in zip(places, batches, strict=True):
+                uniform = self.augmentation.draw(len(place), generator, self.device)[mine]
+                if self.train.augmented_copies:
+                    images = self._with_originals(images, uniform, place[mine] < len(feed))
+                else:
+                    images = self.augmentation.train(images, uniform)
+                self._set_rate()
+                self._learn(images, labels, len(place))
         if self.world.size > 1:
-            dist.all_reduce(totals)
-        mean_loss, accuracy = (totals.double() / count).tolist()  # the epoch's one wait for the device
+            dist.all_reduce(self.totals)
+        count = sum(len(place) for place in places)
+        mean_loss, accuracy = (self.totals.double() / count).tolist()  # the epoch's one wait for the device
         if not math.isfinite(mean_loss):
             raise Diverged(f"the training loss is {mean_loss} in epoch {epoch}: a smaller learning rate may help")
         return mean_loss, accuracy
+
+    def _whole_step(self, chosen: Tensor, uniform: Tensor) -> None:
+        """Learn from the images at ``chosen``, which lie on the device, augmented by the numbers ``uniform``."""
+        images, labels = self.feeds["train"].take(chosen)
+        self._learn(self.augmentation.train(images, uniform), labels, len(chosen))
+
+    def _learn(self, images: Tensor, labels: Tensor, batch: int) -> None:
+        """Make a step by this process's images of a ``batch`` of so many, and add its loss and hits to the totals."""
+        with self._autocast():
+            logits = self.step_model(images)
+        loss = loss_sum(self.train.loss, logits.float(), labels, self.train.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        # DistributedDataParallel averages over processes: scaled so, the step is that of the whole batch's mean.
+        mean = loss * (self.world.size / batch)
+        # The penalty is the same in all of them.
+        (mean + self.penalty() if self.penalty else mean).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).sum()])
+
+    def _set_rate(self) -> None:
+        """Give the optimizer the next step's learning rate, in the tensor that a graph reads it from if it has one."""
+        rate = self.rate.next_step()
+        for group in self.optimizer.param_groups:
+            if self.replayed is None:
+                group["lr"] = rate
+            else:
+                group["lr"].fill_(rate)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16")
@@ -298,10 +345,11 @@ class Training:
         return (1 + self.train.augmented_copies) * len(self.feeds["train"])
 
     def _with_originals(self, images: Tensor, uniform: Tensor, original: Tensor) -> Tensor:
-        """Return the images augmented, but for those at the places that ``original`` marks."""
-        unchanged = self.augmentation.evaluate(images[original])
+        """Return the images augmented, but for those that ``original``, which lies on the CPU, marks."""
+        at = original.nonzero().flatten().to(self.device, non_blocking=True)  # a mask on a GPU would be waited for
+        unchanged = self.augmentation.evaluate(images[at])
         images = self.augmentation.train(images, uniform)
-        images[original] = unchanged
+        images[at] = unchanged
         return images
 
     @torch.inference_mode()
@@ -337,10 +385,13 @@ class Training:
 
 
 class _Best:
-    """The first epoch with the best value of a metric: its weights, or its logits if those are of the test images."""
+    """The first epoch with the best value of a metric: its weights, or its logits if those are of the test images.
 
-    def __init__(self, metric: str) -> None:
-        self.metric, self.epoch, self.value = metric, 0, math.nan
+    With ``keep_weights`` its weights in any case.
+    """
+
+    def __init__(self, metric: str, keep_weights: bool = False) -> None:
+        self.metric, self.epoch, self.value, self.keep_weights = metric, 0, math.nan, keep_weights
         self.weights: dict[str, Tensor] = {}
         self.logits: Tensor | None = None
 
@@ -348,7 +399,7 @@ class _Best:
         value = getattr(row, self.metric)
         if self.epoch == 0 or is_better(self.metric, value, self.value):
             self.epoch, self.value, self.logits = row.epoch, value, logits
-            if logits is None:
+            if logits is None or self.keep_weights:
                 self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -364,22 +415,29 @@ def choose_trained(train: TrainSettings, phase: TrainSettings, network: nn.Modul
     return Penalty(phase, network)
 
 
-def make_optimizer(train: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer over the parameters that are to be trained, fused where torch has a fused kernel."""
+def make_optimizer(train: TrainSettings, model: nn.Module, *, replayed: bool = False) -> torch.optim.Optimizer:
+    """Return the optimizer over the parameters that are to be trained, fused where torch has a fused kernel.
+
+    With ``replayed`` it can be recorded in a CUDA graph: it keeps what changes from step to step in tensors.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     settings = train.optimizer
-    common: dict[str, Any] = {"lr": train.lr, "weight_decay": settings.weight_decay}
+    lr = torch.tensor(train.lr, device=parameters[0].device) if replayed else train.lr
+    common: dict[str, Any] = {"lr": lr, "weight_decay": settings.weight_decay}
+    capturable = replayed and parameters[0].is_cuda
     match settings.name:
         case "adam":
-            return torch.optim.Adam(parameters, fused=True, **common)
+            return torch.optim.Adam(parameters, fused=True, capturable=capturable, **common)
         case "adamw":
-            return torch.optim.AdamW(parameters, fused=True, **common)
+            return torch.optim.AdamW(parameters, fused=True, capturable=capturable, **common)
         case "sgd":
             return torch.optim.SGD(
                 parameters, momentum=settings.momentum, nesterov=settings.nesterov, fused=True, **common
             )
         case "rmsprop":  # Keras' alpha; torch's default is 0.99
-            return torch.optim.RMSprop(parameters, alpha=0.9, momentum=settings.momentum, **common)
+            return torch.optim.RMSprop(
+                parameters, alpha=0.9, momentum=settings.momentum, capturable=capturable, **common
+            )
 
 
 class Feed:
@@ -408,9 +466,19 @@ class Feed:
 
         The pixels lie channels last in memory, the layout that convolutions want.
         """
-        for at, pixels in self._ahead(positions) if self.reads_ahead else ((at, self._gather(at)) for at in positions):
-            images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
-            yield images, self.labels[at.to(self.device)]
+        if self.reads_ahead:
+            for at, pixels in self._ahead(positions):
+                yield self._batch(at, pixels)
+        else:
+            yield from map(self.take, positions)
+
+    def take(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images at the positions ``at``, as `batches` does."""
+        return self._batch(at, self._gather(at))
+
+    def _batch(self, at: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+        return images, self.labels[at.to(self.device)]
 
     def _gather(self, at: Tensor) -> Tensor:
         if self.pixels is not None:

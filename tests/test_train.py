@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from raybench import augment, models, train
 from raybench.data import Part, Source, TrialData, load, trial_data
@@ -444,6 +445,47 @@ def test_bf16_runs_and_is_near_float32(make_trial: MakeTrial, source: Source) ->
     full, half = (finished(make_trial(model="small_cnn", precision=p), source).epochs for p in ("float32", "bf16"))
     assert [epoch.train_loss for epoch in half] == pytest.approx([epoch.train_loss for epoch in full], rel=0.1)
     assert half[0].train_loss != full[0].train_loss
+
+
+def test_tf32_is_allowed_for_its_trial_alone_and_changes_nothing_here(
+    make_trial: MakeTrial, source: Source, add_model: AddModel
+) -> None:
+    seen: list[tuple[bool, str]] = []
+
+    class Noting(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+            return super().forward(images)
+
+    add_model("noting", lambda shape, classes: Noting(nn.Flatten(), nn.Linear(64, classes)))
+    trials = [make_trial(model="noting", augmentation="zca", precision=p, epochs=1) for p in ("tf32", "float32")]
+    outcomes = [finished(trial, source) for trial in trials]
+    assert set(seen[: len(seen) // 2]) == {(True, "high")}
+    assert set(seen[len(seen) // 2 :]) == {(False, "highest")}
+    assert trials[0].id != trials[1].id
+    losses = [[epoch.train_loss for epoch in outcome.epochs] for outcome in outcomes]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # a CPU with matrix units may have it
+
+
+def test_whitening_is_of_all_digits_in_a_trial_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    zca = augment.ZCA()
+    zca.mean, zca.matrix = torch.zeros(3), torch.eye(12)
+    seen: list[str] = []
+
+    class Noting(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "matmul" in func.__name__:
+                seen.append(torch.get_float32_matmul_precision())
+            return func(*args, **(kwargs or {}))
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Noting():
+            zca.apply(torch.rand(2, 3, 2, 2), torch.empty(2, 0))
+        assert seen == ["highest"]
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

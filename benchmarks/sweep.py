@@ -1,0 +1,252 @@
+"""A whole sweep of short trials: raybench beside a shell loop and beside one worker group per trial, in turns.
+
+    python benchmarks/sweep.py [--trials 24] [--groups 4] [--rounds 3]
+
+The trials are the same everywhere, to the last bit, and train with raybench's own loop; what differs is who starts
+them:
+
+- raybench: `raybench run`, on as many slots as there are cores;
+- shell loop: one Python script per trial (this file, `one`), one at a time and as many as there are cores;
+- worker groups: Ray Tune with one TorchTrainer of one worker per trial, as Ray's user guide shows ("Hyperparameter
+  tuning with Ray Tune"); of --groups trials alone, since each takes seconds.
+
+"Training" is what the trials take in one process, one after the other, with nothing beside them. Overhead is core
+seconds per trial beyond that: wall-clock time times cores less training; and CPU time less training's CPU time, which
+a busy machine can still compare. Start-up is in the overhead, and shown apart where a way has one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rounds import Usage, machine, spread, table
+
+HERE = Path(__file__).parent
+SUITE = """
+name: sweep
+imports: [clocked]
+dataset: {{name: digits, validation: {{size: 259}}}}
+model: {{name: clocked, file: "{folder}/actor.json", hidden: [{hidden}]}}
+search: {{lr: [1.0e-3, 3.0e-3]}}
+confirm: none
+repeat: {{seed: {seeds}}}
+train: {{epochs: {epochs}, batch_size: 32}}
+"""
+CORES = len(os.sched_getaffinity(0))
+
+
+def train_here(suite: Path, which: slice) -> list[dict[str, Any]]:
+    """Train trials of a suite in this process; return of each its id, its test accuracy and its seconds."""
+    from raybench.job import prepare
+    from raybench.plan import expand
+    from raybench.suite import load
+
+    sys.path.insert(0, str(suite.parent))
+    import clocked  # noqa: F401 - registers the model
+
+    loaded = load(suite)
+    trials = expand(loaded)[which]
+    job = prepare(loaded, trials, suite.parent)
+    done = []
+    for trial in trials:
+        begun, cpu = time.perf_counter(), time.process_time()
+        row = job.run(trial).row
+        assert row.status == "completed", row.error
+        took = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu}
+        done.append({"id": trial.id, "accuracy": row.test_accuracy} | took)
+    return done
+
+
+def groups(suite: Path, count: int) -> None:
+    """Let Ray Tune start a TorchTrainer worker group for each trial, as Ray's user guide does."""
+    import ray
+    from ray import train, tune
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    def train_fn(config: dict[str, Any]) -> None:
+        sys.path.insert(0, str(HERE))
+        import sweep
+
+        (done,) = sweep.train_here(suite, slice(config["index"], config["index"] + 1))
+        train.report(done)
+
+    def train_driver_fn(config: dict[str, Any]) -> None:
+        trainer = TorchTrainer(
+            train_fn,
+            train_loop_config=config,
+            scaling_config=train.ScalingConfig(num_workers=1),
+            run_config=train.RunConfig(
+                name=f"group-{config['index']}",
+                storage_path=str(suite.parent / "ray"),
+                callbacks=[TuneReportCallback()],
+            ),
+        )
+        trainer.fit()
+
+    ray.init(address="local", log_to_driver=False)
+    found = tune.Tuner(
+        # The workers bring their own CPUs.
+        tune.with_resources(train_driver_fn, {"CPU": 0.01}),
+        param_space={"index": tune.grid_search(list(range(count)))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=CORES),
+        run_config=tune.RunConfig(storage_path=str(suite.parent / "ray"), verbose=0),
+    ).fit()
+    print(json.dumps([{key: result.metrics[key] for key in ("id", "accuracy")} for result in found]))
+    ray.shutdown()
+
+
+class Way:
+    """One way to run the trials, and what its rounds took."""
+
+    def __init__(self, name: str, slots: int, trials: int) -> None:
+        self.name, self.slots, self.trials = name, slots, trials
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
+        self.start: list[float] = []
+        self.accuracies: dict[str, float] = {}
+
+    def note(self, usages: Sequence[Usage], seconds: float, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.seconds.append(seconds)
+        self.cpu.append(sum(usage.cpu for usage in usages))
+        self.accuracies |= {row["id"]: row["accuracy"] for row in rows}
+        assert len(rows) == self.trials, f"{self.name}: {len(rows)} of {self.trials} trials"
+        print(f"{self.name}: {seconds:.1f} s, {self.cpu[-1]:.1f} of CPU", file=sys.stderr)
+
+
+def _output(usage: Usage) -> Any:
+    out, errors = usage.process.communicate()
+    if usage.process.returncode:
+        raise SystemExit(f"{' '.join(map(str, usage.command))} failed:\n{errors.decode()[-3000:]}")
+    return out
+
+
+def _run(*arguments: str) -> tuple[Usage, Any]:
+    """Run this script for one of the ways and return what it printed last."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Usage([sys.executable, str(HERE / "sweep.py"), *arguments], **options) as usage:
+        out = _output(usage)
+    return usage, json.loads(out.splitlines()[-1])
+
+
+def run_raybench(way: Way, suite: Path) -> None:
+    begun, clock = time.time(), time.perf_counter()
+    results = suite.parent / f"results-{len(way.seconds)}"
+    command = [sys.executable, "-m", "raybench.cli", "run", str(suite), "--results", str(results)]
+    (suite.parent / "actor.json").unlink(missing_ok=True)
+    with Usage(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as usage:
+        _output(usage)
+    seconds = time.perf_counter() - clock
+    from raybench.store import Store
+    from raybench.suite import load
+
+    rows, _ = Store(results, load(suite)).read()
+    way.start.append(json.loads((suite.parent / "actor.json").read_text())["first"] - begun)
+    way.note([usage], seconds, rows.rename(columns={"trial_id": "id", "test_accuracy": "accuracy"}).to_dict("records"))
+
+
+def run_shell(way: Way, suite: Path) -> None:
+    clock = time.perf_counter()
+    with ThreadPoolExecutor(way.slots) as pool:
+        done = list(pool.map(lambda index: _run("one", str(suite), str(index)), range(way.trials)))
+    way.note([usage for usage, _ in done], time.perf_counter() - clock, [row for _, (row,) in done])
+
+
+def run_groups(way: Way, suite: Path) -> None:
+    clock = time.perf_counter()
+    usage, rows = _run("groups", str(suite), str(way.trials))
+    way.note([usage], time.perf_counter() - clock, rows)
+
+
+def sweep(trials: int, groups: int, rounds: int, epochs: int, hidden: int) -> tuple[list[Way], list[dict[str, float]]]:
+    """Run all ways in turns; return what they took, and of each trial the median of what it takes alone."""
+    ours = Way("raybench", CORES, trials)
+    shells = [Way(f"shell loop, {slots} at a time", slots, trials) for slots in sorted({1, CORES})]
+    grouped = Way("one worker group per trial", CORES, groups)
+    alone: list[list[dict[str, float]]] = []
+    with tempfile.TemporaryDirectory() as name:
+        suite = Path(name) / "sweep.yaml"
+        suite.write_text(SUITE.format(folder=name, seeds=(trials + 1) // 2, epochs=epochs, hidden=hidden))
+        (Path(name) / "clocked.py").write_text((HERE / "clocked.py").read_text())
+        for _ in range(rounds):
+            alone.append(_run("all", str(suite), str(trials))[1])
+            print(f"training: {sum(row['seconds'] for row in alone[-1]):.1f} s", file=sys.stderr)
+            run_raybench(ours, suite)
+            for way in shells:
+                run_shell(way, suite)
+            if groups:
+                run_groups(grouped, suite)
+    ways = [ours, *shells, *([grouped] if groups else [])]
+    for way in ways:
+        for row in alone[0]:
+            same = way.accuracies.get(row["id"], row["accuracy"])
+            assert same == row["accuracy"], f"{way.name}: another accuracy of {row['id']}"
+    median = [
+        {clock: statistics.median(turn[index][clock] for turn in alone) for clock in ("seconds", "cpu")}
+        for index in range(trials)
+    ]
+    return ways, median
+
+
+def report(ways: Sequence[Way], alone: Sequence[Mapping[str, float]]) -> str:
+    """Return the table, and what start-up explains of raybench's time."""
+    rows, beyond = [], {}
+    for way in ways:
+        training, cpu = (sum(row[clock] for row in alone[: way.trials]) for clock in ("seconds", "cpu"))
+        wall = [(seconds * way.slots - training) / way.trials for seconds in way.seconds]
+        beyond[way.name] = [(seconds - cpu) / way.trials for seconds in way.cpu]
+        row = (way.name, way.trials, way.slots, spread(way.seconds, 1), spread(wall), spread(beyond[way.name]))
+        rows.append((*row, f"{statistics.median(beyond[way.name]) / statistics.median(beyond['raybench']):.1f}"))
+    columns = ("way", "trials", "slots", "s", "overhead, core s per trial", "in CPU s", "CPU overhead / raybench's")
+    ours = ways[0]
+    training = sum(row["seconds"] for row in alone)
+    start, pure = statistics.median(ours.start), training / ours.slots
+    took = statistics.median(ours.seconds)
+    return "\n\n".join(
+        [
+            f"Training alone: {training:.1f} s for {len(alone)} trials, {sum(row['cpu'] for row in alone):.1f} of CPU.",
+            table(columns, rows),
+            f"raybench: {spread(ours.start, 1)} s to the first batch, then {took - start:.1f} s for what training alone"
+            f" would take {pure:.1f} s on {ours.slots} slots; in all {took / (start + pure):.2f} times start-up and"
+            " training.",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--groups", type=int, default=4, help="trials with a worker group each; 0 for none")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=40, help="of each trial")
+    parser.add_argument("--hidden", type=int, default=512, help="width of the network")
+    arguments = parser.parse_args()
+    print(machine())
+    print(
+        report(*sweep(arguments.trials, arguments.groups, arguments.rounds, arguments.epochs, arguments.hidden)),
+        f"at the end: {machine()}",
+        sep="\n\n",
+    )
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["one", suite, index]:
+            print(json.dumps(train_here(Path(suite), slice(int(index), int(index) + 1))))
+        case ["all", suite, count]:
+            print(json.dumps(train_here(Path(suite), slice(int(count)))))
+        case ["groups", suite, count]:
+            groups(Path(suite), int(count))
+        case _:
+            main()

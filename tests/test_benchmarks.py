@@ -1,0 +1,190 @@
+"""The benchmarks that compare: they train the same networks the same number of steps, and their tables add up.
+
+No time is asserted. RAYBENCH_PEER_PYTHON names a Python with benchmarks/requirements.txt, for the rows of Keras.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import epoch
+import epoch_torch
+import numpy as np
+import pandas as pd
+import pytest
+import search
+import sweep
+from rounds import Contender, Usage, ratios, spread, table
+
+from raybench.suite import load
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+PEER = os.environ.get("RAYBENCH_PEER_PYTHON")
+
+
+def cells(markdown: str) -> list[list[str]]:
+    """Return the rows of all tables in a text, the lines below their heads left out."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|") and "--" not in line]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_spread_ratios_and_table() -> None:
+    assert spread([3, 1, 1000.26], 1) == "3.0 (1.0 to 1,000.3)"
+    assert ratios([6, 3], [2, 4]) == [3, 0.75]
+    assert table(("a", "b"), [("x", 1)]) == "| a | b |\n|---|--:|\n| x | 1 |"
+
+
+def test_the_cpu_time_of_grandchildren_counts() -> None:
+    burn = "import time\nwhile time.process_time() < 0.5: pass\ntime.sleep(0.4)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    with Usage([sys.executable, "-c", code]) as usage:
+        pass
+    assert usage.process.returncode == 0
+    assert 0.5 <= usage.cpu < 1.5
+
+
+def test_a_contender_answers_in_turns_and_says_where_it_ends() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); from rounds import serve; print('noise')\n"
+        "serve({'a': 1}, {'one': lambda: {'did': 'one'}, 'two': lambda: {'did': 'two'}})"
+    )
+    contender = Contender("it", [sys.executable, "-c", code])
+    contender.start()
+    assert contender.ready == {"a": 1}
+    assert [contender.turn(work)["did"] for work in ("two", "one")] == ["two", "one"]
+    with pytest.raises(SystemExit, match="it ended: "):
+        contender.turn("three")
+    contender.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# epoch.py
+
+
+@pytest.mark.parametrize("kind", ["raybench", "raybench-bf16", "tutorial", "timm"])
+def test_every_contender_trains_the_same_network_as_many_steps(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (64, 32, 32, 3), np.uint8), np.arange(64) % 10
+    ready, turn = epoch_torch.contender(kind, 0, pixels, labels, "model2-32")
+    assert ready["parameters"] == 550_826
+    for _ in range(2):
+        done = turn()
+        assert (done["steps"], done["images"]) == (2, 64)
+        assert done["seconds"] > 0
+    if kind == "raybench":
+        assert 0 < done["augmentation"] < 1
+
+
+def test_an_image_of_model2_is_231_megaflop() -> None:
+    """Counted by hand: multiply-adds of the forward pass twice, and twice that backward but for the first layer."""
+    sizes = [(32, 3, 32), (32, 32, 32), (16, 32, 64), (16, 64, 64), (8, 64, 128), (8, 128, 128)]
+    layers = [side * side * 9 * inputs * outputs for side, inputs, outputs in sizes] + [4 * 4 * 128 * 128, 128 * 10]
+    assert epoch_torch.flop("model2", 4) == 2 * (3 * sum(layers) - layers[0])
+
+
+def test_the_table_of_an_epoch_adds_up() -> None:
+    def contender(name: str, *turns: tuple[float, float], **ready: float) -> Contender:
+        made = Contender(name, [])
+        made.ready = {"model2-32": ready}
+        made.turns = {"model2-32": [{"seconds": s, "cpu": cpu, "images": 100, "steps": 4} for s, cpu in turns]}
+        return made
+
+    ours = contender("raybench", (1, 2), (2, 2), (4, 2), flop=1e9)
+    for turn, share in zip(ours.turns["model2-32"], (0.01, 0.04, 0.02), strict=True):
+        turn["augmentation"] = share
+    gemm = contender("gemm", (1, 2), (1, 2), (1, 2))
+    for turn in gemm.turns["model2-32"]:
+        turn["flop"] = 2e11
+    text = epoch.report([ours, contender("tutorial-0", (2, 4), (2, 8), (2, 8)), gemm], "model2-32")
+    assert text.startswith("**model2, batch 32**: 100 images, 4 steps, 3 rounds")
+    head, first, other = cells(text)
+    assert len(head) == len(first) == len(other) == 5
+    assert first == ["raybench", "50 (25 to 100)", "1", "50 (50 to 50)", "1"]
+    assert other[1:] == ["50 (50 to 50)", "1.00 (0.50 to 2.00)", "12 (12 to 25)", "4.00 (2.00 to 4.00)"]
+    assert "By wall-clock time raybench does 50 GFLOP/s (1000.0 MFLOP an image) and GEMM 200: 25 (12 to 50) %." in text
+    assert "By CPU time raybench does 50 GFLOP/s (1000.0 MFLOP an image) and GEMM 100: 50 (50 to 50) %." in text
+    assert "Augmentation takes 2.0 (1.0 to 4.0) % of the CPU time of an epoch." in text
+
+
+def run_epoch(*arguments: str) -> str:
+    command = [sys.executable, str(BENCHMARKS / "epoch.py"), "--images", "64", "--rounds", "1", "--cores", "1"]
+    done = subprocess.run([*command, "--model", "model2", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_epoch_beside_the_tutorial_with_workers() -> None:
+    head, *rows = cells(run_epoch("--batch", "32", "--only", "tutorial-2"))
+    assert [row[0] for row in rows] == ["raybench", "PyTorch tutorial, DataLoader with 2 workers"]
+    assert all(len(row) == len(head) and all(row) for row in rows)
+
+
+@pytest.mark.skipif(PEER is None, reason="RAYBENCH_PEER_PYTHON names no Python with benchmarks/requirements.txt")
+def test_an_epoch_beside_keras() -> None:
+    text = run_epoch("--peer-python", str(PEER), "--batch", "32", "--only", "keras-generator", "keras-layers")
+    head, *rows = cells(text)  # the script itself refuses other networks or another number of steps
+    assert [row[0] for row in rows] == ["raybench", "Keras ImageDataGenerator", "Keras preprocessing layers"]
+    assert all(len(row) == len(head) and all(row) for row in rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sweep.py, search.py
+
+
+def test_the_table_of_a_sweep_adds_up() -> None:
+    ours, other = sweep.Way("raybench", 2, 4), sweep.Way("shell", 1, 4)
+    ours.seconds, ours.cpu, ours.start = [12.0], [16.0], [5.0]
+    other.seconds, other.cpu = [24.0], [32.0]
+    text = sweep.report([ours, other], [{"seconds": 2.0, "cpu": 3.0}] * 4)
+    assert text.startswith("Training alone: 8.0 s for 4 trials, 12.0 of CPU.")
+    _, first, second = cells(text)
+    # (12 s x 2 slots - 8 s) / 4 and (16 - 12) / 4; (24 x 1 - 8) / 4 and (32 - 12) / 4
+    assert first[4:] == ["4.00 (4.00 to 4.00)", "1.00 (1.00 to 1.00)", "1.0"]
+    assert second[4:] == ["4.00 (4.00 to 4.00)", "5.00 (5.00 to 5.00)", "5.0"]
+    assert "5.0 (5.0 to 5.0) s to the first batch, then 7.0 s for what training alone would take 4.0 s" in text
+    assert "in all 1.33 times start-up and training" in text
+
+
+@pytest.mark.ray
+def test_all_ways_of_a_sweep_train_the_same_trials_to_the_same_accuracies() -> None:
+    ways, alone = sweep.sweep(trials=2, groups=1, rounds=1, epochs=1, hidden=8)
+    names = ["raybench", *(f"shell loop, {slots} at a time" for slots in sorted({1, sweep.CORES}))]
+    assert [way.name for way in ways] == [*names, "one worker group per trial"]
+    assert len(alone) == 2
+    for way in ways:  # `sweep` itself compares the accuracies
+        assert len(way.accuracies) == way.trials
+        assert len(way.seconds) == len(way.cpu) == 1 and way.cpu[0] > 0
+
+
+def test_what_a_search_found_and_cost() -> None:
+    def trial(model: str, lr: float, accuracy: float, epochs: int, stage: str = "grid", status: str = "completed"):
+        return {
+            "model": model,
+            "lr": lr,
+            "val_accuracy": accuracy,
+            "epochs_run": epochs,
+            "stage": stage,
+            "status": status,
+        }
+
+    full = pd.DataFrame([trial("a", lr, score, 9) for lr, score in ((0.1, 0.5), (0.1, 0.7), (0.2, 0.64), (0.2, 0.6))])
+    found = pd.DataFrame([trial("a", 0.1, 0.5, 1, "search", "pruned"), trial("a", 0.2, 0.64, 9, "confirm")])
+    ((head, row),) = [cells(search.report(found, full))]
+    assert row == ["a", "0.2", "0.2", "0.6200", "0.6200", "0.0000", "0.0400"]
+    assert len(head) == len(row)
+    used = SimpleNamespace(seconds=10.0, cpu=20.0)
+    _, ours, theirs = cells(search.costs([("search", used, found), ("grid", used, full)]))
+    assert ours == ["search", "2", "1", "10", "0.28", "10", "20"]
+    assert theirs == ["grid", "4", "0", "36", "1.00", "10", "20"]
+
+
+@pytest.mark.parametrize("name", ["search", "precision"])
+def test_the_suites_of_benchmarks_are_right(name: str) -> None:
+    suite = load(BENCHMARKS / f"{name}.yaml")
+    assert suite.name == name
+    assert re.search(r"# Command +\S", (BENCHMARKS / f"{name}.yaml").read_text())

@@ -1,0 +1,160 @@
+"""Steps that a GPU is not made to wait for: nothing in an epoch asks for a value, and whole steps are replayed.
+
+What CUDA itself does is not run here; benchmarks/gpu.py is for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from raybench import replay
+from raybench.data import Source, trial_data
+from raybench.plan import Trial
+from raybench.records import Outcome
+from raybench.replay import WARM_UP, Replayed
+from raybench.settings import Resources
+from raybench.train import Training, World
+from raybench.trial import fit_augmentation, fresh_process, run_trial
+
+MakeTrial = Callable[..., Trial]
+
+
+def finished(trial: Trial, source: Source) -> Outcome:
+    outcome = run_trial(trial, trial_data(source, trial.typed().dataset))
+    assert outcome.row.error is None
+    return outcome
+
+
+class Waiting(TorchDispatchMode):
+    """Counts what makes a GPU's host wait: numbers that Python asks for, and tensors whose size depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"):
+            self.names.append(func._schema.name)
+        if func._schema.name == "aten::index" and any(i is not None and i.dtype is torch.bool for i in args[1]):
+            self.names.append("aten::index by a mask")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"loss": "bce", "label_smoothing": 0.1, "optimizer": {"name": "sgd", "momentum": 0.9, "decay": 1e-3}},
+        {"l2": 1e-3, "elastic_net": {}, "precision": "bf16"},
+        {"optimizer": "rmsprop"},
+    ],
+)
+def test_an_epoch_waits_for_the_device_at_its_end_alone(
+    make_trial: MakeTrial, source: Source, train: dict[str, Any]
+) -> None:
+    parts = [*("rotation", "shift", "zoom", "zoom_in", "flip", "crop", "cutout", "brightness", "noise"), "zca"]
+    names = {}
+    for size in (16, 60):
+        settings = make_trial(model="small_cnn", augmentation=parts, dataset={"train_size": size}, **train).typed()
+        data = trial_data(source, settings.dataset)
+        with fresh_process(0, 1):
+            statistics = fit_augmentation(settings, data)
+            training = Training("waits", 0, settings, data, torch.device("cpu"), World(), statistics)
+            training._begin(settings.train)
+            training._train_epoch(1)
+            with Waiting() as waiting:
+                training._train_epoch(2)
+        names[size] = waiting.names
+    assert names[60] == names[16]  # four steps wait as often as one: for the epoch's loss and accuracy
+    assert names[16] == ["aten::_local_scalar_dense"] * len(names[16]) and len(names[16]) <= 2
+
+
+def test_a_mask_or_an_item_in_a_step_would_be_seen() -> None:
+    values = torch.rand(4)
+    with Waiting() as waiting:
+        float(values[0])
+        values[values > 0.5]
+        values.nonzero()
+    assert waiting.names == ["aten::_local_scalar_dense", "aten::index by a mask", "aten::nonzero"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", {"name": "sgd", "momentum": 0.9}, "rmsprop"])
+def test_steps_that_are_replayed_train_as_others_do(
+    make_trial: MakeTrial, source: Source, monkeypatch: pytest.MonkeyPatch, optimizer: Any
+) -> None:
+    """With a recorder in place of CUDA's: it runs the step on the tensors that it was given at the recording."""
+    recorded: list[Sequence[Tensor]] = []
+
+    def record(step: Callable[..., None], inputs: Sequence[Tensor]) -> Callable[[], None]:
+        recorded.append(inputs)
+        return lambda: step(*inputs)
+
+    train = {"optimizer": optimizer, "lr": 0.01, "schedule": {"name": "step", "every": 1, "factor": 0.5}}
+    trial = make_trial(model="small_cnn", augmentation=["shift", "flip"], cuda_graph=True, epochs=3, **train)
+    eager = finished(trial, source)  # on the CPU there is nothing to be recorded
+    assert not recorded
+    monkeypatch.setattr(replay, "record", record)
+    monkeypatch.setattr(replay, "on_a_side_stream", lambda work: work())
+    monkeypatch.setattr(Training, "_replays", True)
+    replayed = finished(trial, source)
+    ((at, uniform),) = recorded  # once for three epochs of three whole batches and a remainder of twelve
+    assert at.shape == (16,) and uniform.shape == (16, 4)
+    # The learning rate is a tensor of float32 here, and a number of Python's there.
+    for one, other in zip(replayed.epochs, eager.epochs, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+        assert one.lr == pytest.approx(other.lr)
+    assert replayed.epochs[2].train_loss < replayed.epochs[0].train_loss
+
+
+def test_every_call_does_the_step_once_on_its_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings = 0
+
+    def record(step: Callable[..., None], inputs: Sequence[Tensor]) -> Callable[[], None]:
+        nonlocal recordings
+        recordings += 1
+        return lambda: step(*inputs)
+
+    aside: list[int] = []
+    monkeypatch.setattr(replay, "record", record)
+    monkeypatch.setattr(replay, "on_a_side_stream", lambda work: (aside.append(1), work()))
+    total, sizes = torch.zeros(1), []
+
+    def step(values: Tensor) -> None:
+        total.add_(values.sum())
+        sizes.append(len(values))
+
+    replayed = Replayed(step)
+    given = [torch.full((4 if number % 5 else 2,), float(number)) for number in range(1, 21)]
+    for values in given:
+        before = values.clone()
+        replayed(values)
+        assert torch.equal(values, before)
+    assert total.item() == sum(values.sum().item() for values in given)
+    assert sizes == [len(values) for values in given]
+    assert (recordings, len(aside)) == (1, WARM_UP)
+
+
+def test_steps_are_replayed_on_a_gpu_alone_and_without_copies(make_trial: MakeTrial, source: Source) -> None:
+    def replays(pixels: Tensor | None, **train: Any) -> bool:
+        settings = make_trial(**train).typed()
+        data = trial_data(source, settings.dataset)
+        training = Training("x", 0, settings, data, torch.device("cpu"), World(), {})
+        training.feeds["train"].pixels = pixels
+        return training._replays
+
+    there = torch.zeros(1)
+    assert replays(there, cuda_graph=True)
+    assert not replays(None, cuda_graph=True)
+    assert not replays(there)
+    assert not replays(there, cuda_graph=True, augmented_copies=1)
+
+
+def test_a_group_of_processes_records_nothing(make_trial: MakeTrial) -> None:
+    with pytest.raises(ValueError, match=r"train\.cuda_graph is for one process, not for 2 workers"):
+        make_trial(cuda_graph=True, resources=Resources(workers=2).model_dump())
