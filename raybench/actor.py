@@ -12,12 +12,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 import pickle
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import raybench.rayenv  # noqa: F401  # isort: skip  # sets what Ray reads when it is imported
 
 import ray
 import torch
@@ -30,8 +34,10 @@ from ray.train.torch import TorchTrainer
 from ray.tune import PlacementGroupFactory
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable.function_trainable import wrap_function  # private
+from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.queue import Empty
 
+from raybench import gauges
 from raybench.job import Job
 from raybench.plan import Trial
 from raybench.records import EpochRow, Outcome, TrialRow
@@ -72,6 +78,7 @@ class Share:
     """``sources`` and ``statistics`` are `Fetched`; ``trials`` is empty: they are in ``trials``."""
     trials: Any
     """A reference to the dict of trials by id."""
+    suite: str
     imports: tuple[str, ...]
     paths: tuple[str, ...]
     use_gpu: bool
@@ -130,8 +137,35 @@ def alive_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
+def shown_name(trial: Trial) -> str:
+    """Return the name under which Ray shows a trial's tasks and processes: suite, cell and seed.
+
+    Without what it is searched over: Ray makes series of its own metrics for each name, and never drops one.
+    """
+    return re.sub(r"\s+", "_", "/".join(map(str, (trial.suite, *trial.cell, f"s{trial.seed}"))))
+
+
+class Slot(PlacementGroupFactory):  # type: ignore[misc]
+    """The resources of trials, under the name of their suite. Ray wants every name but once in a job."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, suite: str, needs: dict[str, float], labels: dict[str, str] | None = None) -> None:
+        super().__init__([needs], **({"bundle_label_selector": [labels]} if labels else {}))
+        self.suite = suite
+
+    def to_placement_group(self) -> PlacementGroup:
+        name = f"raybench/{self.suite}/{next(self._numbers)}"
+        return placement_group(*self._bound.args, **self._bound.kwargs, name=name)  # private
+
+
 class Stopped(Exception):
     """The driver asked this worker group to stop."""
+
+
+def bundle(resources: Resources, use_gpu: bool) -> dict[str, float]:
+    """Return what each process of a trial asks of its node."""
+    return {"CPU": resources.cpus, **({"GPU": resources.gpus} if use_gpu else {}), **resources.custom}
 
 
 def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
@@ -150,9 +184,11 @@ def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
         def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
             if group is not None:
                 # The workers bring their own CPUs, so this actor must take none; it only waits, on the head.
-                return PlacementGroupFactory([{"node:__internal_head__": 0.001}])
-            bundle = {"CPU": resources.cpus, **({"GPU": resources.gpus} if share.use_gpu else {})}
-            return PlacementGroupFactory([bundle])
+                return Slot(share.suite, {"node:__internal_head__": 0.001})
+            return Slot(share.suite, bundle(resources, share.use_gpu), resources.labels)
+
+        def __repr__(self) -> str:
+            return f"raybench {share.suite}"
 
         def cleanup(self) -> None:
             if group is not None:
@@ -164,6 +200,7 @@ def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
                 group.stop()
             return super().reset_config(new_config)
 
+    RaybenchTrial.__qualname__ = "RaybenchTrial"  # what the dashboard shows
     return RaybenchTrial
 
 
@@ -187,7 +224,9 @@ def _in_this_process(share: Share, trial: Trial) -> None:
         tune.report(epoch_metrics(row, begun[0]))
 
     def loop() -> None:
+        gauges.show_memory(share.suite, share.device)
         outcome = share.job.run(trial, device=share.device, begun=begun.append, report=report)
+        gauges.hide_memory(share.suite, share.device)
         tune.report(outcome_metrics(outcome))
 
     TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0, use_gpu=share.device == "cuda")).fit()
@@ -208,15 +247,18 @@ class _WorkerGroup:
         tune_id = tune.get_context().get_trial_id()
         stop_key = f"stop/{tune_id}".encode()
         _running.update(stop_key=stop_key, ended=threading.Event())
-        per_worker = {"CPU": self.resources.cpus, **({"GPU": self.resources.gpus} if self.share.use_gpu else {})}
         try:
             TorchTrainer(
                 _worker_loop(self.share, trial, stop_key),
                 scaling_config=ScalingConfig(
-                    num_workers=self.resources.workers, use_gpu=self.share.use_gpu, resources_per_worker=per_worker
+                    num_workers=self.resources.workers,
+                    use_gpu=self.share.use_gpu,
+                    resources_per_worker=bundle(self.resources, self.share.use_gpu),
+                    label_selector=self.resources.labels or None,
                 ),
                 run_config=train.RunConfig(
-                    name=f"{trial.id}-{tune_id}",  # a folder that exists would be resumed from
+                    # A folder that exists would be resumed from.
+                    name=f"{re.sub('[^A-Za-z0-9_.-]', '-', shown_name(trial))[:100]}-{trial.id}-{tune_id}",
                     storage_path=self.share.storage,
                     callbacks=[TuneReportCallback()],
                 ),
@@ -274,7 +316,7 @@ def _worker_loop(share: Share, trial: Trial, stop_key: bytes) -> Any:
         context = train.get_context()
         world = World(context.get_world_rank(), context.get_world_size())
         device = str(train.torch.get_device())
-
+        gauges.show_memory(share.suite, device)
         begun: list[TrialRow] = []
 
         def report(row: EpochRow) -> None:
@@ -290,6 +332,8 @@ def _worker_loop(share: Share, trial: Trial, stop_key: bytes) -> Any:
             outcome = share.job.run(trial, device=device, world=world, begun=begun.append, report=report)
         except Stopped:
             return
+        finally:
+            gauges.hide_memory(share.suite, device)
         if outcome.row.status == "failed":  # the other processes may be waiting for this one: end them all
             raise Failed(outcome.row.error, pickle.dumps(outcome.row))
         train.report(outcome_metrics(outcome) if world.rank == 0 else {})

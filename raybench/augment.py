@@ -317,7 +317,7 @@ class ZCA(Preparation):
     def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         rows = (images.permute(0, 2, 3, 1) - self.mean).flatten(1)
-        with torch.autocast(images.device.type, enabled=False):  # the matrix needs all digits of float32
+        with torch.autocast(images.device.type, enabled=False), _all_digits():
             rows = rows @ self.matrix
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
@@ -360,7 +360,7 @@ class Augmentation:
     def train(self, images: Tensor, uniform: Tensor) -> Tensor:
         """Augment float images [B, C, H, W] of values 0 to 1 by the numbers that `draw` gave them.
 
-        The memory format stays. Whitening on a GPU wants TF32 off, as it is by default.
+        The memory format stays.
         """
         given = (
             torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
@@ -515,6 +515,17 @@ def _normal(uniform: Tensor, count: int) -> Tensor:
         bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * factor
     unit = ((bits >> 41 & (1 << 23) - 1) + 0.5) * 2**-22 - 1  # between -1 and 1, exclusive, without rounding
     return torch.erfinv(unit) * math.sqrt(2)
+
+
+@contextmanager
+def _all_digits() -> Iterator[None]:
+    """Multiply float32 matrices as such, also where the trial trains in TF32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 @contextmanager

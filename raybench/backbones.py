@@ -167,9 +167,17 @@ def build_timm(
 
 def without_pretrained(model: ModelSettings) -> ModelSettings:
     """Return a model whose ``pretrained`` weights are random, and which is otherwise built as with them."""
-    if not needs_pretrained(model):
-        return model
-    options = {**model.options, "pretrained": False}
+    return _random(model, pretrained=False) if needs_pretrained(model) else model
+
+
+def without_weights(model: ModelSettings) -> ModelSettings:
+    """Return a model that loads no weights, from a file neither, and which is otherwise built as with them."""
+    ours = model.name.startswith(TIMM) and has_weights(model)
+    return _random(model, pretrained=False, weights=None) if ours else model
+
+
+def _random(model: ModelSettings, **instead: Any) -> ModelSettings:
+    options = {**model.options, **instead}
     if options.get("normalize") is None and not is_plain(**options):
         options["normalize"] = True
     return ModelSettings(name=model.name, **options)

@@ -7,7 +7,6 @@ outcome = job.run(trial)                  # in this process; raybench.schedule r
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from raybench.errors import DataError, SuiteError, UserError
 from raybench.plan import Trial
 from raybench.records import Outcome, TrialRow
 from raybench.settings import DatasetSettings, TrialSettings
+from raybench.shipping import git_state
 from raybench.suite import Suite
 from raybench.train import Report, Statistics, World, choose_trained
 from raybench.trial import failed, fit_augmentation, planned_row, run_trial
@@ -42,6 +42,7 @@ class Job:
     """Where trials keep their state between epochs."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know of the weights that models start from, a line each."""
+    keep_weights: bool = False
 
     def run(
         self,
@@ -68,6 +69,7 @@ class Job:
             statistics=self.statistics[statistics_key(settings)],
             checkpoints=self.checkpoints,
             provenance=self.provenance,
+            keep_weights=self.keep_weights,
         )
 
 
@@ -121,7 +123,14 @@ def prepare(
             say(f"fitting {augment.build(settings.augmentation).key} on {len(data.train()):,} training images")
             statistics[fitted] = fit_augmentation(settings, data)
     distinct = tuple(dict.fromkeys(note for found in notes.values() for note in found))
-    return Job({trial.id: trial for trial in trials}, sources, statistics, git_state(suite.folder), notes=distinct)
+    return Job(
+        {trial.id: trial for trial in trials},
+        sources,
+        statistics,
+        git_state(suite.folder),
+        notes=distinct,
+        keep_weights=suite.keep_weights != "none",
+    )
 
 
 def _different(trials: Iterable[Trial]) -> Iterator[TrialSettings]:
@@ -184,16 +193,3 @@ def check_options(suite: Suite, trials: Sequence[Trial]) -> None:
     for settings in _different(trials):
         side = settings.dataset.image_size or 32
         check(settings, (3, side, side), 10, suite.source)
-
-
-def git_state(folder: Path) -> dict[str, Any]:
-    """Return the commit of the checkout that ``folder`` lies in, and whether tracked files differ from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):  # no git, or no checkout: a row without a commit is no error
-        return {}

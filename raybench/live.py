@@ -97,10 +97,14 @@ class Watch:
         per_minute = 60 * self.ended_now / (time.monotonic() - self.begun)
         return f"{per_minute:.1f}/min"
 
-    def _left(self) -> str:
-        """Time left, from the trials that ended since this run began."""
+    def seconds_left(self) -> float | None:
+        """Return the time left, from the trials that ended since this run began; None before one has."""
         open_trials = self.planned - self.done - self.ended_now
-        return duration(open_trials * (time.monotonic() - self.begun) / self.ended_now) if self.ended_now else "?"
+        return open_trials * (time.monotonic() - self.begun) / self.ended_now if self.ended_now else None
+
+    def _left(self) -> str:
+        left = self.seconds_left()
+        return "?" if left is None else duration(left)
 
     def _line(self, trial: Trial, row: TrialRow) -> Text:
         width = len(str(self.planned))

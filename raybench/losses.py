@@ -18,7 +18,8 @@ def loss_sum(loss: str, logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
     where every class is a question of its own with two answers, (1 - s) y + s / 2.
     """
     if loss == "bce":
-        target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        # F.one_hot looks at the labels' values, and a GPU's host would wait for them.
+        target = (labels[:, None] == torch.arange(logits.shape[1], device=labels.device)).to(logits.dtype)
         if smoothing:
             target = (1 - smoothing) * target + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / logits.shape[1]

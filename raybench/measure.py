@@ -170,7 +170,8 @@ def _kind(settings: TrialSettings) -> str:
             settings.model.model_dump(),
             [part.model_dump() for part in settings.augmentation],
             settings.resources.model_dump(),
-            [train.batch_size, train.precision, train.augmented_copies, train.test_every_epoch, train.smoke],
+            [train.batch_size, train.precision, train.cuda_graph],
+            [train.augmented_copies, train.test_every_epoch, train.smoke],
             [train.l2 > 0, train.elastic_net is not None],
             [[phase.optimizer.name, str(phase.trainable)] for phase in train.in_phases()],
         ]

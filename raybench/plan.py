@@ -334,6 +334,17 @@ class _Grid:
         )
 
 
+def with_weights(suite: Suite, trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials whose weights ``suite`` keeps, of all that are known by now.
+
+    With ``best``, any point of a search may still be in the table in the end, until the winners are known.
+    """
+    if suite.keep_weights == "none":
+        return []
+    over = suite.keep_weights == "best" and any(trial.stage == "confirm" for trial in trials)
+    return [trial for trial in trials if not (over and trial.stage == "search")]
+
+
 def start_order(suite: Suite, trials: Sequence[Trial]) -> list[Trial]:
     """Return ``trials`` in the order in which they are started and, where they prune each other, compared.
 
@@ -506,6 +517,16 @@ def by_cell(trials: Iterable[Trial]) -> dict[tuple[Label, ...], list[Trial]]:
     return groups
 
 
+def cell_settings(suite: Suite) -> dict[tuple[Label, ...], dict[str, Any]]:
+    """Return the settings of each cell: those of its first point, or where points are drawn those before any is."""
+    found: dict[tuple[Label, ...], dict[str, Any]] = {}
+    for labels, assignments in _points(suite):
+        cell = tuple(labels[axis] for axis in suite.names("compare"))
+        if cell not in found:
+            found[cell] = _settings(suite, assignments, ", ".join(map(str, cell))).model_dump()
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A suite, and what the user chose to run of it."""
@@ -530,7 +551,7 @@ class Choice:
 def snapshot(choice: Choice) -> dict[str, Any]:
     """Return what `restore` needs to plan the same trials again, as plain data for JSON."""
     suite = choice.suite
-    document = {"source": suite.source, "document": suite.document, "sets": suite.sets}
+    document = {"source": suite.source, "document": suite.document, "sets": suite.sets, "written": suite.written}
     return {**document, "only": dict(choice.only), "limit": choice.limit}
 
 
@@ -542,7 +563,8 @@ def restore(kept: Any, where: str) -> Choice:
     """
     try:
         suite = build(kept["document"], Complaints(kept["source"], None), Path(), kept["sets"], trusted=True)
-        choice = Choice(suite, kept["only"], kept["limit"])
+        written = kept.get("written", None if kept["sets"] else suite.document)  # not kept at first
+        choice = Choice(replace(suite, written=written), kept["only"], kept["limit"])
         choice.planned()
         return choice
     except (SuiteError, KeyError, TypeError, AttributeError) as error:
@@ -557,14 +579,15 @@ def changes(trials: Sequence[Trial]) -> Iterator[tuple[Trial, list[tuple[str, st
     """
     before: dict[str, Any] | None = None
     for _, _, (trial, *_) in cells(trials):
-        yield trial, [] if before is None else list(_differences(before, trial.settings))
+        yield trial, [] if before is None else list(differences(before, trial.settings))
         before = trial.settings
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield the dotted path, the value before and the value now of each setting that differs; an en dash for none."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key, "–"), new.get(key, "–"), f"{path}.{key}".lstrip("."))
+            yield from differences(old.get(key, "–"), new.get(key, "–"), f"{path}.{key}".lstrip("."))
     elif old != new:
         before, after = (value if isinstance(value, str) else json.dumps(value) for value in (old, new))
         yield path, before, after

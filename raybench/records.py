@@ -25,7 +25,14 @@ OWN_COLUMN = ("dataset", "model", "augmentation", "seed", "lr")
 """Axes that have a column in every suite; the others are `TrialRow.axes`, a column each."""
 
 _SPREAD = ("n", "mean", "std", "min", "max", "epochs")
-STATISTICS = frozenset({*_SPREAD, "planned", "difference", *(f"published_{name}" for name in _SPREAD)})
+_TESTED = ("letters", "interval_low", "interval_high", "p_value", "p_holm", "verdict")
+_SIDES = (f"{side}_{name}" for side in ("first", "second") for name in ("n", "planned", "mean"))
+STATISTICS = frozenset(
+    {
+        *(*_SPREAD, "planned", "difference", *(f"published_{name}" for name in _SPREAD), *_TESTED, *_SIDES),
+        *("sigma", "best_val", "optimism", "softmax", "vote", "gain"),
+    }
+)
 """Columns of tables that are no columns of results; like those, no axis may be called so."""
 
 Stage = Literal["grid", "search", "confirm", "former"]
@@ -153,6 +160,68 @@ class Predictions:
     """int16 [n]."""
 
 
+Score = Literal["mean_activation", "max_softmax", "energy"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectionRow:
+    """How well one score of one trial tells images from outside of the data, in ``ood/``.
+
+    A score is larger for images that it takes for those of the data. The images are equally many from inside (the
+    trial's test images) and from outside; half of each choose the threshold, the others are judged by it.
+    """
+
+    trial_id: str
+    dataset: str
+    """Name of the dataset outside."""
+    score: Score
+    """``mean_activation`` over all outputs of ``layer``; ``max_softmax``, the largest softmax of the logits;
+    ``energy``, the logarithm of the sum of their exponentials (the negative energy at temperature 1)."""
+    layer: str | None = None
+    """Name of the module in the network; of scores of logits null."""
+    kind: str | None = None
+    """Class of that module, e.g. ``ReLU``."""
+    threshold: float
+    """An image is taken for one from outside if its score is smaller: the first of the values halfway between two
+    neighbours that tells most of the choosing images rightly."""
+    accuracy: float
+    """Share of the judged images that the threshold tells rightly, 0 to 1; guessing gives 0.5."""
+    peek_accuracy: float
+    """The same with a threshold that the judged images chose themselves, as report 004 has it: too high."""
+    auroc: float
+    """Of the judged images: how often one from inside scores higher than one from outside, ties half."""
+    fpr95: float
+    """Share of the judged images from outside that are accepted by the largest threshold that accepts 95 % or more of
+    those from inside."""
+    n_in: int
+    """Judged images from inside."""
+    n_out: int
+    """Judged images from outside."""
+    n_choosing: int
+    """Images that chose the threshold, inside and outside together."""
+    out_fingerprint: str
+    """Hash of the dataset outside, as ``dataset_fingerprint`` of the trial is of its own."""
+    settings: str
+    """The suite's ``ood`` as JSON, all defaults written out."""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Activations:
+    """The scores behind a `DetectionRow`, in ``activations/``: a row per image. ``score``, ``layer`` are as there."""
+
+    score: Score
+    layer: str | None
+    dataset: np.ndarray
+    """Text [n]: ``in`` or ``out``."""
+    index: np.ndarray
+    """int32 [n]: row of the image in its dataset's test split."""
+    judged: np.ndarray
+    """Boolean [n]: false where the image helped to choose the threshold."""
+    value: np.ndarray
+    """float32 [n]: the score."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Outcome:
     """All that one trial leaves behind."""
@@ -160,6 +229,8 @@ class Outcome:
     row: TrialRow
     epochs: tuple[EpochRow, ...] = ()
     predictions: Predictions | None = None
+    weights: bytes | None = None
+    """Of the selected epoch, as safetensors (`raybench.weights`), where the suite keeps them."""
 
 
 def measured_columns(row: type[TrialRow | EpochRow] = TrialRow) -> list[str]:

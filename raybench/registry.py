@@ -1,4 +1,4 @@
-"""What a suite can name: models, augmentations, datasets.
+"""What can be named: a suite's models, augmentations and datasets, and kinds of figures.
 
 The tables below are the contents page: a name and where its code lives. Nothing heavy is imported until an entry is
 asked for, so that ``raybench plan`` can check every name of a suite without loading torch. Code outside the package
@@ -49,6 +49,13 @@ class Registry:
     def names(self) -> list[str]:
         return list(self._entries)
 
+    def where(self, name: str) -> tuple[str, str]:
+        """Return the module and the attribute of an entry, without importing it."""
+        self.check(name)
+        entry = self._entries[name]
+        module, attribute = entry.split(":") if isinstance(entry, str) else (entry.__module__, entry.__qualname__)
+        return module, attribute
+
     def check(self, name: str) -> None:
         """Raise `UserError` with a suggestion unless ``name`` is known."""
         if name not in self._entries:
@@ -59,7 +66,7 @@ class Registry:
         self.check(name)
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, attribute = entry.split(":")
+            module, attribute = self.where(name)
             entry = self._entries[name] = getattr(importlib.import_module(module), attribute)
         return entry
 
@@ -143,6 +150,27 @@ DATASETS = Registry(
     },
 )
 """Classes of `raybench.datasets.Dataset`: which files it needs, and how they become uint8 arrays."""
+
+PLOTS = Registry(
+    "figure",
+    {
+        "curves": "raybench.figures.curves:curves",
+        "lr": "raybench.figures.curves:lr",
+        "curves_by_lr": "raybench.figures.curves:curves_by_lr",
+        "box": "raybench.figures.grids:box",
+        "heatmap": "raybench.figures.grids:heatmap",
+        "grid": "raybench.figures.grids:grid",
+        "ranking": "raybench.figures.grids:ranking",
+        "confusion": "raybench.figures.classes:confusion",
+        "class_report": "raybench.figures.classes:class_report",
+        "gallery": "raybench.figures.images:gallery",
+        "gradcam": "raybench.figures.images:gradcam",
+        "activations": "raybench.figures.images:activations",
+        "outside": "raybench.figures.outside:outside",
+    },
+    given=1,
+)
+"""Functions ``(results, **options) -> matplotlib.figure.Figure``; see `raybench.figures`."""
 
 
 def check_model_name(name: str) -> None:

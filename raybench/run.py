@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from rich.console import Console
 
+from raybench import shipping
 from raybench.axes import Label
 from raybench.checkpoint import Checkpoints
 from raybench.errors import DataError
 from raybench.job import Job, prepare, source_key
 from raybench.live import Watch
-from raybench.plan import Choice, Trial, expand, is_done, pruner, sizes, snapshot, start_order
+from raybench.plan import Choice, Trial, expand, is_done, pruner, sizes, snapshot, start_order, with_weights
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
 from raybench.search import Ended
 from raybench.settings import TrialSettings
 from raybench.store import Store
+from raybench.track import open_trackers
 from raybench.trial import pruned
 
 
@@ -37,6 +40,20 @@ class Options:
     """How many trials may be started."""
     verbose: bool = False
     checkpoints: Checkpoints | None = None
+    track: tuple[str, ...] = ()
+    """Trackers besides those that the suite names."""
+    ship: bool = False
+    """Whether nodes of a cluster that is joined get this raybench, whatever they have."""
+
+
+class Follower(Protocol):
+    """Who hears of a sweep after what was heard is stored."""
+
+    def started(self, trial: Trial) -> None: ...
+    def epoch(self, trial: Trial, row: EpochRow, begun: TrialRow) -> None: ...
+    def lost(self, trial: Trial, reason: str) -> None: ...
+    def ended(self, trial: Trial, outcome: Outcome) -> None: ...
+    def close(self) -> None: ...
 
 
 End = Literal["finished", "interrupted", "spent"]
@@ -50,7 +67,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         UserError: for anything that the user must mend first; nothing has run then.
     """
     suite, budget = choice.suite, Budget(options)
-    _, damaged = store.done()
+    done, damaged = store.done()
     for line in damaged:
         console.print(line, style="yellow", soft_wrap=True)
     sweep = _Sweep(choice, store)
@@ -58,9 +75,18 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
     console.print(f"[bold]{suite.name}[/bold]  {suite.about}", soft_wrap=True)
     count = "1 trial" if planned == 1 else f"{planned} trials"
     console.print(f"{count} ({sizes(suite)}): {finished} finished, {planned - finished} to run")
+    if lacking := len(sweep.without_weights()):
+        console.print(
+            f"weights of {lacking} finished trial{'s' * (lacking > 1)} were not kept: to train again, choose another"
+            " --results",
+            style="yellow",
+            soft_wrap=True,
+        )
     if not sweep.todo:
         store.keep(snapshot(choice))
         return "finished"
+    trackers = tuple(dict.fromkeys((*suite.track, *options.track)))
+    tracking = open_trackers(trackers, suite.name, store.folder, lambda line: console.print(line, style="yellow"))
     with console.status("preparing") as status:
         job = prepare(suite, sweep.todo, options.data_dir, status.update)
         for note in job.notes:
@@ -69,18 +95,29 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         store.keep(snapshot(choice))
         status.update("loading Ray")
         from raybench import schedule  # seconds: not for a run that has nothing to do
+        from raybench.gauges import Gauges
     with contextlib.ExitStack() as stack:
         with console.status("starting Ray" if options.address == "local" else f"joining Ray at {options.address}"):
-            cluster = stack.enter_context(schedule.connect(options.address, verbose=options.verbose))
+            ship = [*shipping.modules(suite), *([shipping.package()] if options.ship else [])]
+            cluster = stack.enter_context(
+                schedule.connect(options.address, suite=suite.name, ship=ship, checked=True, verbose=options.verbose)
+            )
         slots = cluster.slots(sweep.todo[0].typed().resources)
+        nodes = len(cluster.nodes)
         console.print(
-            f"Ray: {cluster.nodes} node{'s' * (cluster.nodes != 1)}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"
+            f"Ray: {nodes} node{'s' * (nodes != 1)}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"
             + (f", dashboard {cluster.dashboard}" if cluster.dashboard else "")
         )
         watch = stack.enter_context(Watch(console, planned, finished, min(slots, options.max_concurrent or slots)))
+        stored = [done[trial.id] for trial in sweep.trials if trial.id in done]
+        gauges = Gauges(suite.name, stored, planned, watch.seconds_left)
+        followers = gauges, tracking
+        for follower in followers:
+            stack.callback(follower.close)
+        local = options.address == "local"  # elsewhere, what lies in this folder may be another file
         while sweep.todo:
             job = replace(job, checkpoints=options.checkpoints)
-            recorder = _Recorder(sweep, store, watch, budget, options.checkpoints)
+            recorder = _Recorder(sweep, store, watch, budget, options.checkpoints, followers)
             try:
                 schedule.run(
                     job,
@@ -90,7 +127,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
                     budget=budget,
                     max_concurrent=options.max_concurrent,
                     imports=suite.imports,
-                    paths=[str(suite.folder.resolve())] if suite.imports else [],
+                    paths=[str(suite.folder.resolve())] if suite.imports and local else [],
                     verbose=options.verbose,
                 )
             except schedule.Interrupted:
@@ -154,15 +191,30 @@ class _Sweep:
         # A trial has its stage whatever was chosen to run.
         whole = expand(suite, ended=ended) if self.choice.only or self.choice.limit else self.trials
         self.store.set_stages({trial.id: trial.stage for trial in whole})
+        self.keeping = {trial.id for trial in with_weights(suite, whole)}
+        if suite.keep_weights == "best":  # the losers' of a search, once it is over
+            self.store.drop_weights({trial.id for trial in whole} - self.keeping)
+
+    def without_weights(self) -> set[str]:
+        """Return the finished trials whose weights the suite keeps, but which ended before it did."""
+        finished = {id_ for id_, status in self.store.done()[0].items() if status in FINISHED}
+        return self.keeping & finished & {trial.id for trial in self.trials} - self.store.kept_weights()
 
 
 class _Recorder:
     """Stores what ends, then shows it: what is seen is safe. Stops the trials that lost."""
 
     def __init__(
-        self, sweep: _Sweep, store: Store, watch: Watch, budget: Budget, checkpoints: Checkpoints | None
+        self,
+        sweep: _Sweep,
+        store: Store,
+        watch: Watch,
+        budget: Budget,
+        checkpoints: Checkpoints | None,
+        followers: Sequence[Follower] = (),
     ) -> None:
         self.sweep, self.store, self.watch, self.budget, self.checkpoints = sweep, store, watch, budget, checkpoints
+        self.followers = followers
         self.pruner = pruner(sweep.choice.suite, sweep.trials)
         self.curves: dict[str, list[EpochRow]] = {}
         self.begun: dict[str, TrialRow] = {}
@@ -192,11 +244,15 @@ class _Recorder:
     def started(self, trial: Trial) -> None:
         self.curves[trial.id] = []
         self.watch.started(trial)
+        for follower in self.followers:
+            follower.started(trial)
 
     def epoch(self, trial: Trial, row: EpochRow, begun: TrialRow) -> bool:
         self.begun[trial.id] = begun
         self.curves.setdefault(trial.id, []).append(row)
         self.watch.epoch(trial, row)
+        for follower in self.followers:
+            follower.epoch(trial, row, begun)
         self.pruner.report(trial.id, row.epoch, getattr(row, begun.selection))
         self._release()
         lost = self.pruner.stopped(trial.id)
@@ -219,6 +275,8 @@ class _Recorder:
 
     def lost(self, trial: Trial, reason: str) -> None:
         self.watch.lost(trial, reason)
+        for follower in self.followers:
+            follower.lost(trial, reason)
 
     def no_room(self, reason: str) -> None:
         self.watch.say(reason)
@@ -246,6 +304,8 @@ class _Recorder:
             outcome = pruned(outcome.row, outcome.epochs, lost.epoch)
         self.store.write(outcome)
         self.watch.ended(trial, outcome)
+        for follower in self.followers:
+            follower.ended(trial, outcome)
         if self.checkpoints and outcome.row.error_class not in NOT_ITS_FAULT:
             self.checkpoints.drop(trial.id, trial.settings["resources"]["workers"])
         if outcome.row.status == "failed":

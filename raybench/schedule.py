@@ -13,20 +13,19 @@ import logging
 import os
 import pickle
 import signal
-import socket
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import raybench.rayenv  # noqa: F401  # before Ray: sets what it reads
+
 # Read by Ray when it is imported or when fit() starts.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.update(
     RAY_AIR_NEW_OUTPUT="0",  # its progress tables go to stdout, which is for ours
     TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # five files per trial
@@ -36,10 +35,6 @@ os.environ.update(
     TUNE_PRINT_ALL_TRIAL_ERRORS="0",  # they become rows
 )
 
-if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").exists():
-    # Ray does so for `local` and `auto` alone; host:port would hang. Once it is imported, it no longer looks.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 import ray
 from ray import tune
 from ray.air.execution._internal import RayActorManager  # private
@@ -48,7 +43,10 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from raybench.actor import Fetched, MemoryKill, Share, alive_nodes, lost_row, trainable
+from raybench.actor import Fetched, MemoryKill, Share, alive_nodes, lost_row, shown_name, trainable
+from raybench.connect import Cluster as Cluster
+from raybench.connect import Node as Node
+from raybench.connect import connect as connect
 from raybench.errors import UserError
 from raybench.job import Job
 from raybench.plan import Trial
@@ -56,18 +54,6 @@ from raybench.records import EpochRow, ErrorClass, Outcome, TrialRow
 from raybench.settings import Resources
 from raybench.trial import failed, planned_row
 
-ACTOR_ENVIRONMENT = {
-    # Otherwise glibc gives the memory of every batch back and fetches it again: 1.2x in a step of a small network.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-    "MALLOC_ARENA_MAX": "1",  # every trial has a thread of its own; an arena for each would hold half a gigabyte more
-    # A trial that is stopped may need a while to leave its step. After Tune's 2 s its actor would be given up, and the
-    # next, innocent trial with it.
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-}
 LIMITS: dict[ErrorClass, int] = {"crashed": 3, "node_lost": 10}
 """How often a trial may lose its process, and how often its node, until it is given up. A lost node is hardly the
 trial's fault, but one that takes every node down must end too."""
@@ -116,72 +102,6 @@ class Spent(Exception):
     """The budget allows no more. Every trial that had ended was told to the listener; of the others nothing is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """What was connected to."""
-
-    cpus: int
-    gpus: int
-    nodes: int
-    dashboard: str | None
-
-    def slots(self, resources: Resources) -> int:
-        """Return how many trials with these needs fit at once."""
-        by_cpu = self.cpus // (resources.cpus * resources.workers)
-        if not (resources.gpus and self.gpus):
-            return by_cpu
-        return min(by_cpu, int(self.gpus / (resources.gpus * resources.workers) + 1e-9))
-
-
-@contextmanager
-def connect(address: str, *, verbose: bool = False) -> Iterator[Cluster]:
-    """Start a cluster on this machine (``local``) or join one (``auto``, ``host:port``), for the ``with`` block.
-
-    What Ray prints to stdout meanwhile is dropped, or with ``verbose`` goes to stderr: stdout is for tables.
-
-    Raises:
-        UserError: if there is no cluster at ``address``.
-    """
-    if address.startswith("ray://"):
-        raise UserError(f"--address {address}: Ray Client is not supported: use `auto` on the head, or host:6379")
-    if address not in ("local", "auto"):
-        _knock(address)
-    with contextlib.ExitStack() as stack:
-        elsewhere = sys.stderr if verbose else stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(contextlib.redirect_stdout(elsewhere))
-        try:
-            context = ray.init(
-                address=address,
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.ERROR,
-                runtime_env={"env_vars": ACTOR_ENVIRONMENT},
-            )
-        except Exception as error:  # Ray raises plain ones too, as when a node is slow to start
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = "Ray could not start" if address == "local" else "no Ray cluster answers there"
-            raise UserError(f"--address {address}: {what}: {reason}") from None
-        stack.callback(ray.shutdown)
-        total = ray.cluster_resources()
-        yield Cluster(
-            cpus=int(total.get("CPU", 0)),
-            gpus=int(total.get("GPU", 0)),
-            nodes=sum(node["Alive"] for node in ray.nodes()),
-            dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
-        )
-
-
-def _knock(address: str) -> None:
-    """Refuse an address where nobody listens; Ray itself would try for minutes and then end the process."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except ValueError:
-        raise UserError(f"--address {address}: must be local, auto or host:port, such as 10.0.0.5:6379") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"--address {address}: no Ray cluster answers there: {reason}") from None
-
-
 def run(
     job: Job,
     todo: Sequence[Trial],
@@ -225,6 +145,7 @@ def run(
                 statistics=Fetched({key: ray.put(fitted) for key, fitted in job.statistics.items()}),
             ),
             trials=ray.put({trial.id: trial for trial in todo}),
+            suite=todo[0].suite if todo else "",
             imports=tuple(imports),
             paths=tuple(paths),
             use_gpu=False,
@@ -233,9 +154,9 @@ def run(
         for resources, trials in turns:
             if budget and not budget.allows(trials[0]):
                 raise Spent
-            use_gpu = bool(resources.gpus and cluster.gpus)
-            watcher = _Watcher({t.id: t for t in trials}, listener, interrupted, budget, resources, use_gpu)
-            kind = trainable(replace(share, use_gpu=use_gpu), resources)
+            needs = cluster.needs(resources)
+            watcher = _Watcher({t.id: t for t in trials}, listener, interrupted, budget, needs)
+            kind = trainable(replace(share, use_gpu="GPU" in needs), resources)
             _run_kind(kind, watcher, slots[resources], storage, verbose)
 
 
@@ -265,9 +186,15 @@ def slots_of(cluster: Cluster, resources: Resources, max_concurrent: int | None)
     """
     slots = cluster.slots(resources)
     if slots < 1:
+        asked = [f"{resources.cpus} CPUs", f"{resources.gpus:g} GPUs"]
+        asked += [f"{amount:g} {name}" for name, amount in resources.custom.items()]
+        names = {"CPU": "CPUs", "GPU": "GPUs", **{name: name for name in resources.custom}}
+        there = [f"{cluster.total(name, resources.labels):g} {shown}" for name, shown in names.items()]
+        where = ", ".join(f"{name}={value}" for name, value in resources.labels.items())
         raise UserError(
-            f"resources: a trial asks for {resources.workers} x ({resources.cpus} CPUs, {resources.gpus:g} GPUs), but"
-            f" the cluster has {cluster.cpus} CPUs and {cluster.gpus} GPUs: ask for less, e.g. --set resources.cpus=1"
+            f"resources: a trial asks for {resources.workers} x ({', '.join(asked)}), but"
+            f" {f'the nodes with {where} have' if where else 'the cluster has'}"
+            f" {', '.join(there[:-1])} and {there[-1]}: ask for less, e.g. --set resources.cpus=1"
         )
     return min(slots, max_concurrent or slots)
 
@@ -334,12 +261,11 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         listener: Listener,
         interrupted: threading.Event,
         budget: Budget | None,
-        resources: Resources,
-        use_gpu: bool = False,
+        needs: Mapping[str, float],
     ) -> None:
-        """A trial that has ended is taken out of ``open_trials``."""
+        """A trial that has ended is taken out of ``open_trials``; each ``needs`` these resources."""
         self.open, self.listener, self.interrupted, self.budget = open_trials, listener, interrupted, budget
-        self.needs = {"CPU": resources.workers * resources.cpus, "GPU": resources.workers * resources.gpus * use_gpu}
+        self.needs = {"CPU": 0, "GPU": 0, **needs}
         self.waiting, self.look_at = False, 0.0
         self.slots = 1
         self.running: set[str] = set()
@@ -488,7 +414,25 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
 
 class _ActorManager(RayActorManager):  # type: ignore[misc]
-    """Lets a kill by Ray's memory monitor end one trial: as the base does not know the error, it would end fit()."""
+    """Gives the tasks of a trial its name, and lets a kill by Ray's memory monitor end one trial: as the base does not
+    know the error, it would end fit()."""
+
+    def add_actor(self, cls: Any, kwargs: dict[str, Any], *args: Any, **more: Any) -> Any:
+        tracked = super().add_actor(cls, kwargs, *args, **more)
+        tracked.shown = kwargs["config"]["name"]
+        return tracked
+
+    def _schedule_tracked_actor_task(self, tracked_actor_task: Any, method_name: str, **details: Any) -> Any:
+        """Ray calls a process after the task that it runs."""
+        tracked = tracked_actor_task._tracked_actor
+        actor, resources = live = self._live_actors_to_ray_actors_resources[tracked]
+        if method_name == "reset":
+            tracked.shown = details["args"][0]["name"]
+        self._live_actors_to_ray_actors_resources[tracked] = _Named(actor, tracked.shown), resources
+        try:
+            return super()._schedule_tracked_actor_task(tracked_actor_task, method_name, **details)
+        finally:
+            self._live_actors_to_ray_actors_resources[tracked] = live
 
     def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, ray.exceptions.OutOfMemoryError):
@@ -497,6 +441,16 @@ class _ActorManager(RayActorManager):  # type: ignore[misc]
 
 
 tune_controller.RayActorManager = _ActorManager
+
+
+class _Named:
+    """An actor whose tasks are called after the trial that runs there."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self.actor, self.name = actor, name
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self.actor, method).options(name=f"RaybenchTrial.{method}[{self.name}]")
 
 
 class _Silence(TrialProgressCallback):  # type: ignore[misc]
@@ -522,8 +476,10 @@ class _ListSearcher(Searcher):  # type: ignore[misc]
         self.ids, self.watcher = deque(ids), watcher
 
     def suggest(self, trial_id: str) -> Any:
-        more = self.ids and self.watcher.may_start(self.ids[0])
-        return {"id": self.ids.popleft()} if more else Searcher.FINISHED
+        if not self.ids or not self.watcher.may_start(self.ids[0]):
+            return Searcher.FINISHED
+        trial = self.watcher.open[self.ids.popleft()]
+        return {"id": trial.id, "name": shown_name(trial)}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass

@@ -6,6 +6,7 @@ from these classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -275,7 +276,17 @@ class TrainSettings(Section):
     )
     early_stopping: EarlyStopping | None = None
     best: Metric = Field("val_accuracy", description="The metric whose best epoch gives the reported test result.")
-    precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast in the forward pass.")
+    precision: Literal["float32", "tf32", "bf16"] = Field(
+        "float32",
+        description="`bf16`: autocast in the forward pass. `tf32`: convolutions and dense layers with 10 bits of"
+        " mantissa, on GPUs that have it; elsewhere as float32.",
+    )
+    cuda_graph: bool = Field(
+        False,
+        description="On a GPU: record a training step and launch it as a whole, which small networks gain from. Its"
+        " numbers may differ in the last digits. Elsewhere, for images that are streamed and with `augmented_copies` it"
+        " changes nothing.",
+    )
     test_every_epoch: bool = Field(False, description="Also test after every epoch, for curves.")
     smoke: bool = Field(
         False, description="One epoch of two batches (in each phase), to see that everything runs (`--smoke`)."
@@ -303,12 +314,48 @@ class TrainSettings(Section):
         return [self.model_copy(update={**keys, "phases": []}) for keys in own] or [self]
 
 
+SELECTOR = re.compile(r"(!?)(?:in\(([\w.-]+(?:, ?[\w.-]+)*)\)|([\w.-]+))")
+"""What Ray takes as the value of a label selector: whether not, and one of several values, or one."""
+
+
 class Resources(Section):
     """What one trial asks of the cluster."""
 
     cpus: int = Field(1, ge=1, description="CPU cores, and threads, of each worker of a trial.")
     gpus: float = Field(0.0, ge=0, description="GPUs of each worker; below 1, trials share one. Unused where none is.")
     workers: int = Field(1, ge=1, description="Processes that train one trial together (DistributedDataParallel).")
+    custom: dict[str, float] = Field(
+        {},
+        description="Custom resources of each worker, as the nodes were started with: `{a100: 1}`. A mapping.",
+    )
+    labels: dict[str, str] = Field(
+        {},
+        description="Labels that a node must have: `{ray.io/accelerator-type: A100}`; a value may also be `!A100` or"
+        " `in(A100, H100)`. A mapping.",
+    )
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @field_validator("custom")
+    @classmethod
+    def _not_rays_own(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, amount in value.items():
+            if not name or name in ("CPU", "GPU", "memory", "object_store_memory"):
+                raise ValueError(f"{name!r} is not right: must be a custom resource; CPUs and GPUs are `cpus`, `gpus`")
+            if amount <= 0 or (amount > 1 and amount != int(amount)):
+                raise ValueError(f"{name}: {amount:g} is not right: must be a fraction below 1 or a whole number")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _selectors(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, wanted in value.items():
+            if not SELECTOR.fullmatch(wanted):
+                raise ValueError(
+                    f"{name}: {wanted!r} is not right: must be a label such as A100, !A100 or in(A100, H100)"
+                )
+        return value
 
     @field_validator("gpus")
     @classmethod
@@ -365,6 +412,8 @@ class TrialSettings(Section):
                 f"batch_size {batch} is for all {workers} workers together: each needs two images or more, so at least"
                 f" {2 * workers}"
             )
+        if workers > 1 and self.train.cuda_graph:
+            raise ValueError(f"train.cuda_graph is for one process, not for {workers} workers")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The results folder: Parquet files in ``trials/``, ``epochs/`` and ``predictions/``, one per trial in each.
+"""The results folder: weights, and Parquet files in ``trials/``, ``epochs/``, ``predictions/``, one per trial in each.
 
 One process writes, the driver, and holds a lock while it does. A file appears whole or not at all: on a disk it is
 written beside its place and renamed, in object storage that is how writing works. A trial's row in ``trials/`` comes
@@ -32,11 +32,27 @@ import pyarrow.parquet as pq
 from raybench.errors import UserError
 from raybench.objects import Claim, Folder, Objects, StoreError
 from raybench.prune import Decision
-from raybench.records import DONE, OWN_COLUMN, SCHEMA_VERSION, EpochRow, Outcome, Predictions, Stage, TrialRow
+from raybench.records import (
+    DONE,
+    OWN_COLUMN,
+    SCHEMA_VERSION,
+    Activations,
+    DetectionRow,
+    EpochRow,
+    Outcome,
+    Predictions,
+    Stage,
+    TrialRow,
+)
 from raybench.search import Ended
 from raybench.suite import Suite
 
-Kind = Literal["trials", "epochs", "predictions"]
+Kind = Literal["trials", "epochs", "predictions", "ood", "activations"]
+OF_A_TRIAL: tuple[Kind, ...] = ("trials", "epochs", "predictions")
+"""What a trial leaves behind itself; the other kinds are computed from its weights later, if anybody asks."""
+COMPUTED: tuple[Kind, ...] = ("ood", "activations")
+WEIGHTS = "weights"
+SAFETENSORS = ".safetensors"
 SNAPSHOT = "suite.json"
 PRUNING = "pruning.parquet"
 COMPACT_AT = 250
@@ -76,6 +92,19 @@ PREDICTIONS = pa.schema(
         ("label", pa.int16()),
         ("prediction", pa.int16()),
         ("logits", pa.list_(pa.float16())),  # of no fixed length: a suite's datasets may differ in their classes
+    ],
+    metadata=TRIALS.metadata,
+)
+DETECTION = _schema(DetectionRow)
+ACTIVATIONS = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("score", pa.string()),
+        ("layer", pa.string()),
+        ("dataset", pa.string()),
+        ("index", pa.int32()),
+        ("judged", pa.bool_()),
+        ("value", pa.float32()),
     ],
     metadata=TRIALS.metadata,
 )
@@ -123,13 +152,21 @@ class Store:
         self.folder: Folder = root / suite.name
         self._axes = axis_types(suite)
         trials = pa.schema([*TRIALS, *self._axes.items()], metadata=TRIALS.metadata)
-        self._schemas: dict[Kind, pa.Schema] = {"trials": trials, "epochs": EPOCHS, "predictions": PREDICTIONS}
+        self._schemas: dict[Kind, pa.Schema] = {
+            "trials": trials,
+            "epochs": EPOCHS,
+            "predictions": PREDICTIONS,
+            "ood": DETECTION,
+            "activations": ACTIVATIONS,
+        }
         self._lock = (
             Claim(self.folder) if isinstance(self.folder, Objects) else filelock.FileLock(self.folder / ".lock", 0)
         )
         self._patience: tuple[int, ...] = ()
         self._merged: set[str] = set()
         """Trials whose rows lie in merged files, as far as this process knows."""
+        self._weights: set[str] = set()
+        """Trials whose weights lie here, as far as this process knows."""
         self._written = 0
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -141,7 +178,7 @@ class Store:
             UserError: if another run writes here, or the folder cannot be written.
         """
         try:
-            for kind in get_args(Kind):
+            for kind in OF_A_TRIAL:
                 (self.folder / kind).mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             if isinstance(self.folder, Path):
@@ -152,7 +189,8 @@ class Store:
                 for path in _singles(self.folder / kind):
                     if path.stem in merged:
                         path.unlink()
-            self._merged = set().union(*(_merged_ids(self.folder / kind) for kind in get_args(Kind)))
+            self._merged = set().union(*(_merged_ids(self.folder / kind) for kind in OF_A_TRIAL))
+            self._weights = self.kept_weights()
             if snapshot is not None:
                 self.keep(snapshot)
             self._patience = PATIENCE
@@ -180,7 +218,8 @@ class Store:
 
     @_patient
     def write(self, outcome: Outcome) -> None:
-        """Store a trial: its predictions and epochs first, its row last. What an earlier attempt stored is replaced.
+        """Store a trial: its weights, predictions and epochs first, its row last. What an earlier attempt stored is
+        replaced.
 
         Raises:
             OSError: if the disk is full or gone; what was stored before is intact.
@@ -189,7 +228,13 @@ class Store:
         if isinstance(self._lock, Claim):
             self._lock.check()
         if outcome.row.trial_id in self._merged:
-            self._take_out(outcome.row.trial_id)
+            self._take_out(outcome.row.trial_id, OF_A_TRIAL)
+            self._merged.discard(outcome.row.trial_id)
+        if outcome.weights is not None:
+            self._place(WEIGHTS, f"{outcome.row.trial_id}{SAFETENSORS}", outcome.weights)
+            self._weights.add(outcome.row.trial_id)
+        else:
+            self.drop_weights({outcome.row.trial_id})
         values = dataclasses.asdict(outcome.row)
         axes = values.pop("axes")
         for name, kind in self._axes.items():
@@ -208,6 +253,28 @@ class Store:
         self._written += 1
         if self._written % COMPACT_AT == 0:
             self.compact()
+
+    def _place(self, folder: str, name: str, content: bytes | pa.Buffer) -> None:
+        """Write a file of a kind that not every suite has."""
+        (self.folder / folder).mkdir(parents=True, exist_ok=True)
+        _replace(self.folder / folder / name, content)
+
+    @_patient
+    def drop_weights(self, trial_ids: Iterable[str]) -> None:
+        """Remove the weights of some trials, where there are any."""
+        for trial_id in self._weights & {*trial_ids}:
+            (self.folder / WEIGHTS / f"{trial_id}{SAFETENSORS}").unlink(missing_ok=True)
+            self._weights.discard(trial_id)
+
+    @_patient
+    def write_detection(self, trial_id: str, rows: Sequence[DetectionRow], activations: Sequence[Activations]) -> None:
+        """Store what tells images from outside of the data by a trial, its rows last, in place of what was stored."""
+        if isinstance(self._lock, Claim):
+            self._lock.check()
+        self._take_out(trial_id, COMPUTED)
+        self._place("activations", f"{trial_id}.parquet", _parquet(_activations_table(trial_id, activations)))
+        table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], DETECTION)
+        self._place("ood", f"{trial_id}.parquet", _parquet(table))
 
     @_patient
     def set_stages(self, stages: Mapping[str, Stage]) -> None:
@@ -255,21 +322,24 @@ class Store:
         status = read_files(singles, self._schemas["trials"], ["trial_id", "status"])[0].to_pandas()
         done = sorted(status["trial_id"][status["status"].isin(DONE)])
         for start in range(0, len(done), COMPACT_AT):
-            for kind in ("predictions", "epochs", "trials"):
+            for kind in reversed(OF_A_TRIAL):
                 self._merge([self.folder / kind / f"{id_}.parquet" for id_ in done[start : start + COMPACT_AT]])
+        for kind in reversed(COMPUTED):
+            singles = _singles(self.folder / kind)
+            for start in range(0, len(singles), COMPACT_AT):
+                self._merge(singles[start : start + COMPACT_AT])
         self._merged.update(done)
         return len(done)
 
-    def _take_out(self, trial_id: str) -> None:
+    def _take_out(self, trial_id: str, kinds: Iterable[Kind]) -> None:
         """Remove a trial from the merged files, for rows of its own to take their place."""
-        for kind in ("trials", "epochs", "predictions"):  # its row first: without the others it must not look whole
+        for kind in kinds:  # its row first: without the others it must not look whole
             for path in _merged(self.folder / kind):
                 if trial_id in (ids := _ids_in(path)):
                     table = _content(path)
                     left = " ".join(sorted(ids - {trial_id})).encode()
                     rest = table.filter(pc.not_equal(table["trial_id"], trial_id))
                     _replace(path, _parquet(rest.replace_schema_metadata({**TRIALS.metadata, b"trials": left})))
-        self._merged.discard(trial_id)
 
     def _merge(self, files: Sequence[Folder]) -> None:
         """Bring the rows of ``files`` into one file for each schema among them: a suite's axes may have changed."""
@@ -293,8 +363,43 @@ class Store:
         table, damaged = read_folder(self.folder / kind, self._schemas[kind], columns)
         return table.to_pandas(), damaged
 
+    @_patient
+    def kept_weights(self) -> set[str]:
+        """Return the trials whose weights lie here."""
+        return {path.stem for path in (self.folder / WEIGHTS).glob(f"[!._]*{SAFETENSORS}")}
+
+    def weights(self, trial_id: str) -> bytes:
+        """Return the weights of a trial as safetensors.
+
+        Raises:
+            UserError: if they are not there.
+        """
+        path = self.folder / WEIGHTS / f"{trial_id}{SAFETENSORS}"
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such weights: a suite keeps them with `keep_weights: best`, from then on"
+            ) from None
+
+    @_patient
+    def predictions(self, trial_ids: Iterable[str]) -> dict[str, Predictions]:
+        """Return what is stored of some trials' test images, by id, in the order of ``index``; none of those without.
+
+        Only their files are read. A trial takes images x (classes x 2 + 8) bytes: of thousands ask for some at a time.
+        """
+        wanted, folder = dict.fromkeys(trial_ids), self.folder / "predictions"
+        merged = [path for path in _merged(folder) if wanted.keys() & _ids_in(path)]
+        files = [folder / f"{trial_id}.parquet" for trial_id in wanted]
+        found: dict[str, Predictions] = {}
+        for table in filter(None, _each(_content_if_whole, [*merged, *files])):
+            for trial_id in pc.unique(table["trial_id"]).to_pylist():
+                if trial_id in wanted:
+                    found[trial_id] = _predictions(table.filter(pc.equal(table["trial_id"], trial_id)))
+        return {trial_id: found[trial_id] for trial_id in wanted if trial_id in found}
+
     def outcome(self, trial_id: str) -> Outcome:
-        """Return what is stored of a trial, but for its predictions."""
+        """Return what is stored of a trial, but for its predictions and weights."""
         found = (rows[rows["trial_id"] == trial_id] for rows in (self.read("trials")[0], self.read("epochs")[0]))
         trials, epochs = (rows.astype(object).where(rows.notna(), None).to_dict("records") for rows in found)
         row = {**trials[0], "axes": {name: trials[0].pop(name) for name in self._axes}}
@@ -445,6 +550,25 @@ def _predictions_table(trial_id: str, predictions: Predictions) -> pa.Table:
     logits = pa.ListArray.from_arrays(offsets, pa.array(predictions.logits.reshape(-1)))
     columns = [pa.repeat(trial_id, n), predictions.index, predictions.label, predictions.prediction, logits]
     return pa.Table.from_arrays([pa.array(column) for column in columns], schema=PREDICTIONS)
+
+
+def _activations_table(trial_id: str, scores: Sequence[Activations]) -> pa.Table:
+    tables = []
+    for score in scores:
+        n = len(score.value)
+        named = [pa.repeat(pa.scalar(text, pa.string()), n) for text in (trial_id, score.score, score.layer)]
+        columns = [*named, score.dataset.astype(str).tolist(), score.index, score.judged, score.value]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, ACTIVATIONS, strict=True)]
+        tables.append(pa.Table.from_arrays(arrays, schema=ACTIVATIONS))
+    return pa.concat_tables(tables)
+
+
+def _predictions(table: pa.Table) -> Predictions:
+    """Return the rows of one trial, as `_predictions_table` made them."""
+    index, label, prediction = (table[name].to_numpy() for name in ("index", "label", "prediction"))
+    logits = table["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(index), -1)
+    order = np.argsort(index, kind="stable")
+    return Predictions(index=index[order], label=label[order], logits=logits[order], prediction=prediction[order])
 
 
 def _parquet(table: pa.Table) -> pa.Buffer:

@@ -6,13 +6,14 @@ values changes in a trial's settings.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
@@ -34,6 +35,7 @@ from raybench.axes import (
 )
 from raybench.errors import SuiteError, UserError, did_you_mean
 from raybench.prune import Prune
+from raybench.registry import DATASETS
 from raybench.search import Confirm, Draw, Range, size
 from raybench.settings import (
     SHORT,
@@ -94,6 +96,23 @@ class Repeat(Section):
         return range(self.seed) if isinstance(self.seed, int) else tuple(self.seed)
 
 
+KeepWeights = Literal["none", "best", "all"]
+
+
+class OutOfDistribution(Section):
+    """Which images a trained network is to tell from the test images, and by what (`raybench ood`)."""
+
+    dataset: DatasetSettings = Field(
+        description="The images from outside of the data: the test images of a dataset, with the keys of `dataset`;"
+        " brought to the size and the channels of the images that the network was trained on."
+    )
+    layers: Literal["activations", "all"] | list[str] = Field(
+        "activations",
+        description="Whose mean activation is looked at: every activation function, every layer, or a list of names of"
+        " modules.",
+    )
+
+
 class Reference(BaseModel):
     """A published row: the axis values it belongs to, and the numbers that were printed (accuracies as 0 to 1)."""
 
@@ -141,6 +160,17 @@ class SuiteFile(Section):
     include: list[dict[str, Any]] = Field([], description="Points besides the grid: a value for every axis.")
     exclude: list[dict[str, Any]] = Field([], description="Points to leave out: values of some axes.")
     reference: list[Reference] = Field([], description="Published rows, shown beside the measured ones.")
+    keep_weights: KeepWeights = Field(
+        "none",
+        description="Keep the weights that were tested, as safetensors: `best` of every finished trial in the table (a"
+        " search's until it is known who won), `all` of every finished trial. Changes no number and no id.",
+    )
+    ood: OutOfDistribution | None = Field(
+        None, description="What `raybench ood` computes from the kept weights. A mapping. Changes no number and no id."
+    )
+    track: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        [], description="Also send every trial's curves to these trackers. Changes no number and no trial's id."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +184,8 @@ class Suite:
     document: dict[str, Any]
     sets: tuple[str, ...] = ()
     """The ``--set`` texts that are in ``document`` already."""
+    written: dict[str, Any] | None = None
+    """``document`` before them: published numbers belong to it. None if a run of before did not keep it."""
     folder: Path
     imports: tuple[str, ...] = ()
     base: dict[str, Any]
@@ -167,6 +199,9 @@ class Suite:
     draw: Draw | None = None
     prune: Prune | None = None
     confirm: Confirm = "winner"
+    keep_weights: KeepWeights = "none"
+    ood: OutOfDistribution | None = None
+    track: tuple[str, ...] = ()
 
     @property
     def searches(self) -> bool:
@@ -228,6 +263,7 @@ def build(
     that tables can be made where neither they nor torch are installed.
     """
     complain.names = not trusted
+    written = copy.deepcopy(document) if sets else document
     overrides = _apply_sets(document, sets, complain)
     try:
         file = SuiteFile.model_validate(document)
@@ -243,6 +279,11 @@ def build(
         resources=file.resources,
     )
     check_names(settings, complain)
+    if file.ood and not trusted:
+        try:
+            DATASETS.check(file.ood.dataset.name)
+        except UserError as error:
+            raise complain.at(("ood", "dataset", "name"), str(error)) from None
     base = settings.model_dump()
     grid = [
         *(read_axis(name, "compare", values, base, complain) for name, values in file.compare.items()),
@@ -259,6 +300,7 @@ def build(
         source=complain.source,
         document=document,
         sets=tuple(sets),
+        written=written,
         folder=folder,
         imports=tuple(file.imports),
         base=base,
@@ -272,7 +314,19 @@ def build(
         draw=file.draw,
         prune=file.prune,
         confirm=file.confirm,
+        keep_weights=file.keep_weights,
+        ood=file.ood,
+        track=tuple(dict.fromkeys(file.track)),
     )
+
+
+def import_modules(suite: Suite) -> None:
+    """Import the modules that a suite names, which `build` does not do for a trusted document.
+
+    Raises:
+        SuiteError: if one cannot be imported.
+    """
+    _import_modules(suite.imports, Path(suite.source).parent, Complaints(suite.source, None))
 
 
 def _import_modules(modules: Sequence[str], folder: Path, complain: Complaints) -> None:

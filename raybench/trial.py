@@ -39,6 +39,7 @@ from raybench.rates import is_better
 from raybench.records import OWN_COLUMN, EpochRow, ErrorClass, Outcome, Predictions, TrialRow
 from raybench.settings import HeldOut, TrialSettings
 from raybench.train import Diverged, History, Report, Statistics, Training, World
+from raybench.weights import packed
 
 NO_MEMORY = "can't allocate memory", "CUDA error: out of memory"
 
@@ -54,6 +55,7 @@ def run_trial(
     statistics: Statistics | None = None,
     checkpoints: Checkpoints | None = None,
     provenance: Mapping[str, Any] | None = None,
+    keep_weights: bool = False,
 ) -> Outcome:
     """Train and test ``trial``; whatever goes wrong inside it becomes its ``failed`` row.
 
@@ -67,6 +69,7 @@ def run_trial(
         statistics: what the augmentation fitted on the training images (`fit_augmentation`); fitted here if not given.
         checkpoints: where the trial's state is kept between epochs, and taken up from. Who stores the row drops it.
         provenance: further columns of `TrialRow` that only the caller knows.
+        keep_weights: whether the outcome is to have the weights of the selected epoch. Changes nothing else in it.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     settings = trial.typed()
@@ -97,7 +100,9 @@ def run_trial(
         with fresh_process(trial.seed, settings.resources.cpus):
             if statistics is None:
                 statistics = fit_augmentation(settings, data)
-            training = Training(trial.id, trial.seed, settings, data, torch.device(device), world, statistics)
+            training = Training(
+                trial.id, trial.seed, settings, data, torch.device(device), world, statistics, keep_weights
+            )
             row = dataclasses.replace(
                 row,
                 train_images=len(training.feeds["train"]),
@@ -120,6 +125,7 @@ def run_trial(
         row=_finished(row, history, time.perf_counter() - clock),
         epochs=history.epochs,
         predictions=_predictions(history, data),
+        weights=packed(trial.id, history.weights) if keep_weights and world.rank == 0 else None,
     )
 
 

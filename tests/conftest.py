@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ from pyarrow import fs
 from raybench import plan
 from raybench import suite as suites
 from raybench.data import Images, Source
-from raybench.plan import Trial
+from raybench.plan import Choice, Trial, snapshot
+from raybench.records import Outcome, Predictions, TrialRow
 from raybench.registry import MODELS
 from raybench.settings import TrialSettings
+from raybench.store import Store
 from raybench.suite import Suite
 
 
@@ -99,6 +102,66 @@ def add_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
         monkeypatch.setitem(MODELS._entries, name, builder)
 
     return add
+
+
+@pytest.fixture(scope="session")
+def store_results() -> Callable[..., tuple[Store, Suite, list[Trial]]]:
+    """``store_results(root, yaml, of)`` stores a made-up row of every trial and returns the open folder's contents.
+
+    ``of(trial)`` is its test accuracy; or which test images it had right, bool [images], which are then stored too; or
+    columns of its row; or None, and the trial has not run.
+    """
+
+    def make(root: Path, text: str, of: Callable[[Trial], Any], **others: Any) -> tuple[Store, Suite, list[Trial]]:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "suite.yaml").write_text(text, encoding="utf-8")
+        suite = suites.load(root / "suite.yaml")
+        store, trials = Store(root, suite), plan.expand(suite)
+        store.open(snapshot(Choice(suite)))
+        for trial in trials:
+            if (found := of(trial)) is not None:
+                store.write(made_up(trial, found, others))
+        store.close()
+        return store, suite, trials
+
+    return make
+
+
+def made_up(trial: Trial, found: Any, others: dict[str, Any]) -> Outcome:
+    columns = found if isinstance(found, dict) else {"test_accuracy": float(np.mean(found))}
+    predictions = None
+    if isinstance(found, np.ndarray):
+        images = len(found)
+        label = (np.arange(images) % 10).astype(np.int16)
+        prediction = np.where(found, label, (label + 1) % 10).astype(np.int16)
+        logits = np.zeros((images, 10), np.float16)
+        predictions = Predictions(
+            index=np.arange(images, dtype=np.int32), label=label, logits=logits, prediction=prediction
+        )
+    row: dict[str, Any] = {
+        "trial_id": trial.id,
+        "suite": trial.suite,
+        "stage": trial.stage,
+        "dataset": "digits",
+        "model": str(trial.labels.get("model", "mlp")),
+        "augmentation": str(trial.labels.get("augmentation", "none")),
+        "seed": trial.seed,
+        "lr": trial.settings["train"]["lr"],
+        "axes": dict(trial.labels),
+        "status": "completed",
+        "epochs": 4,
+        "selection": "val_accuracy",
+        "validation": "fraction 0.1",
+        "train_images": 900,
+        "validation_images": 100,
+        "test_images": 500,
+        "settings": json.dumps(trial.settings),
+        "dataset_fingerprint": "0123456789abcdef",
+        "device": "cpu",
+        "raybench_version": "0.5.0",
+        "torch_version": "2.13.0",
+    }
+    return Outcome(row=TrialRow(**{**row, **others, **columns}), predictions=predictions)
 
 
 class Storage:

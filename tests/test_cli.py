@@ -11,16 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from raybench import __version__, cli, plan, run
 from raybench import suite as suites
 from raybench.cli import base
-from raybench.records import Outcome, TrialRow
+from raybench.records import EpochRow, Outcome, Predictions, TrialRow
 from raybench.registry import AUGMENTATIONS, DATASETS, MODELS
 from raybench.store import Store
 
-COMMANDS = ["run", "plan", "validate", "summarize", "list", "doctor", "schema", "completion"]
+COMMANDS = [
+    *("run", "plan", "validate", "summarize", "explain", "check", "stats", "compare", "plot", "report"),
+    *("list", "doctor", "compact", "schema", "completion"),
+]
 
 
 class Result(NamedTuple):
@@ -71,6 +75,19 @@ repeat: {seed: 2}
 """
 
 
+def predictions(*said: int) -> Predictions:
+    return Predictions(
+        index=np.arange(4, dtype=np.int32),
+        label=np.array([0, 1, 1, 0], np.int16),
+        prediction=np.array(said, np.int16),
+        logits=np.eye(2, dtype=np.float16)[list(said)] * np.float16(1 + said[0]),
+    )
+
+
+PREDICTIONS = [predictions(0, 1, 0, 1), predictions(1, 1, 1, 0)]
+"""Right on two images and on three; together on three, since the second is surer of itself."""
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """A folder with the rows of the two finished trials of mlp at 0.001."""
@@ -94,7 +111,20 @@ def results(tmp_path: Path) -> Path:
             test_accuracy=0.5 + trial.seed / 4,
             settings=json.dumps(trial.settings),
         )
-        store.write(Outcome(row=row))
+        epochs = tuple(
+            EpochRow(
+                trial_id=trial.id,
+                epoch=epoch,
+                train_loss=1.0,
+                train_accuracy=0.5,
+                val_loss=1.0,
+                val_accuracy=0.5,
+                test_accuracy=accuracy,
+                lr=0.001,
+            )
+            for epoch, accuracy in enumerate((row.test_accuracy, 0.25 if trial.seed else 1.0, 0.125), 1)
+        )
+        store.write(Outcome(row=row, epochs=epochs, predictions=PREDICTIONS[trial.seed]))
     store.close()
     return tmp_path / "results"
 
@@ -302,7 +332,7 @@ def test_plan_of_changes_is_a_table_of_settings(raybench: Raybench) -> None:
 def test_plan_measures_what_is_to_run(raybench: Raybench, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raybench import measure, schedule, trial
 
-    cluster = schedule.Cluster(cpus=2, gpus=0, nodes=1, dashboard=None)
+    cluster = schedule.Cluster((schedule.Node({"CPU": 2}, {}),))
     monkeypatch.setattr(schedule, "connect", lambda address: contextlib.nullcontext(cluster))
     monkeypatch.setattr(measure.Meter, "cost", lambda *_: measure.Cost(3600, 1_500_000_000))
     monkeypatch.setattr(trial, "device_name", lambda device: "a machine")
@@ -393,7 +423,85 @@ def test_summarize_says_on_stderr_which_files_are_damaged(raybench: Raybench, re
     assert damaged.name not in out
 
 
-def test_summarize_works_where_neither_torch_nor_ray_is(results: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--rows", "model", "--columns", "lr"], "model,0.001_n,0.001_planned,0.001_mean,"),
+        (["--by", "model"], "mlp,2,4,0.625,"),
+        (["--rows", "lr, model"], "0.001,mlp,2,2,0.625,"),
+        (["--metric", "epochs"], "mlp,0.001,2,2,4.0,0.0,4.0,4.0\n"),
+        (["--metric", "macro_f1"], "mlp,0.001,2,2,0.616666"),  # (1/2 + 11/15) / 2
+        (["--rule", "last"], "mlp,0.001,2,2,0.125,"),
+        (["--rule", "peek"], "mlp,0.001,2,2,0.875,0.1767766952966369,0.75,1.0,4.0,0.625,0.25\n"),
+        (["--ensemble"], "mlp,0.001,2,2,0.625,0.1767766952966369,0.75,0.75,0.125\n"),
+    ],
+    ids=shown,
+)
+def test_summarize_looks_at_results_in_other_ways(
+    options: list[str], line: str, raybench: Raybench, results: Path
+) -> None:
+    status, out, err = raybench("summarize", "small", *options, "--format", "csv")
+    assert (status, err) == (0, "")
+    assert line in out
+
+
+def test_ensembles_stand_alone(raybench: Raybench, results: Path) -> None:
+    message = (
+        "raybench: --ensemble: combines the trials of each cell at the epoch that was stored: leave out --rows,"
+        " --columns, --metric and --rule\n"
+    )
+    for option in (["--by", "model"], ["--columns", "lr"], ["--metric", "loss"], ["--rule", "last"]):
+        assert raybench("summarize", "small", "--ensemble", *option) == (2, "", message)
+
+
+def test_what_is_asked_for_is_checked_before_anything_is_read(raybench: Raybench) -> None:
+    assert raybench("summarize", "nothing", "--rule", "pek") == (
+        (2, "", "raybench: --rule pek: no such rule; did you mean 'peek'?\n")
+    )
+    assert raybench("summarize", "nothing", "--metric", "los").err == (
+        "raybench: --metric los: no such metric; did you mean 'loss'?\n"
+    )
+
+
+def test_explain_says_where_a_number_comes_from(raybench: Raybench, results: Path) -> None:
+    status, out, err = raybench("explain", "small", "model=mlp", "lr=1e-3")
+    assert (status, err) == (0, "")
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert lines[:2] == [
+        "small: model=mlp, lr=0.001",
+        "mean 0.6250, std 0.1768 (ddof=1), min 0.5000, max 0.7500, n = 2 of 2 planned",
+    ]
+    source = results.parent / "small.yaml"
+    assert lines[-1] == f"raybench run {source} --only model=mlp --only lr=0.001"
+    stored = json.loads(raybench("explain", "results/small", "model=mlp", "lr=1e-3", "--format", "json").out)
+    assert [(row["seed"], row["in_mean"], row["test_accuracy"]) for row in stored["rows"]] == [
+        (0, "yes", 0.5),
+        (1, "yes", 0.75),
+    ]
+
+
+def test_explain_in_another_place_names_it(raybench: Raybench, results: Path) -> None:
+    results.rename(results.parent / "moved")
+    out = raybench("explain", "moved/small", "model=mlp", "lr=1e-3").out
+    assert "small.yaml --only model=mlp --only lr=0.001 --results moved\n" in out
+
+
+def test_explain_asks_for_one_cell(raybench: Raybench, results: Path) -> None:
+    assert raybench("explain", "small", "model=mlp") == (
+        (2, "", "raybench: model=mlp: names 2 cells: say also lr=0.001|0.01\n")
+    )
+
+
+NUMBERS_ONLY = [
+    ["summarize", "small"],
+    ["summarize", "small", "--metric", "macro_f1"],
+    ["summarize", "small", "--ensemble"],
+    ["explain", "small", "model=mlp", "lr=0.001"],
+]
+
+
+@pytest.mark.parametrize("words", NUMBERS_ONLY, ids=shown)
+def test_results_are_read_where_neither_torch_nor_ray_is(words: list[str], results: Path) -> None:
     code = """
 import sys
 for name in ("torch", "torchvision", "timm", "ray", "sklearn"):
@@ -402,9 +510,9 @@ from raybench import cli
 sys.argv[0] = "raybench"
 cli.main()
 """
-    done = python(code, "summarize", "small", "--format", "csv", cwd=results.parent)
+    done = python(code, *words, "--format", "csv", cwd=results.parent)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "mlp,0.001,2,2,0.625," in done.stdout
+    assert len(done.stdout.splitlines()) > 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -469,3 +577,117 @@ def test_commands_and_suites_are_completed(words: str, offered: set[str]) -> Non
     done = python(code, env={**os.environ, **asked})
     assert (done.returncode, done.stderr) == (0, "")
     assert {line.partition(",")[2] for line in done.stdout.splitlines()} >= offered
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# stats, compare
+
+MADE_UP = SUITE.replace("search: {lr: [1e-3, 1e-2]}\nconfirm: none\n", "").replace("seed: 2", "seed: 3")
+
+
+def accuracy(trial: plan.Trial) -> float:
+    return 0.5 + trial.seed / 100 + 0.25 * (trial.cell == ("small_cnn",))
+
+
+def test_stats(raybench: Raybench, store_results: Callable[..., Any]) -> None:
+    store_results(Path("results"), MADE_UP, accuracy)
+    status, out, err = raybench("stats", "small")
+    assert (status, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    # 0.51 -+ 4.303 * 0.01 / sqrt(3)
+    assert ["mlp", "3", "0.5100", "0.0100", "0.4852", "0.5348", "b"] in lines
+    assert ["small_cnn", "3", "0.7600", "0.0100", "0.7352", "0.7848", "a"] in lines
+    # t = 0.25 / (0.01 * sqrt(2 / 3)) = 30.6, -+ 2.776 * 0.00816
+    pair = ["mlp", "small_cnn", "3", "3", "+0.2500", "+0.2273", "+0.2727", "6.78e-06", "6.78e-06", "second", "higher"]
+    assert pair in lines
+    # 6 * 0.125^2 = 0.09375 against 4 * 0.01^2
+    assert ["model", "2", "0.996", "0.994"] in lines
+    assert raybench("stats", "results/small").out == out
+    assert raybench("stats", "small").out == out
+
+
+def test_tables_of_stats_for_programs(raybench: Raybench, store_results: Callable[..., Any]) -> None:
+    store_results(Path("results"), MADE_UP, accuracy)
+    made = json.loads(raybench("stats", "small", "--format", "json").out)
+    assert list(made) == ["cells", "pairs", "effects"]
+    assert made["cells"]["rows"][0]["interval_low"] == pytest.approx(0.51 - 4.303 * 0.01 / 3**0.5, abs=1e-5)
+    assert list(json.loads(raybench("stats", "small", "--format", "json", "--table", "pairs").out)) == ["pairs"]
+    csv = raybench("stats", "small", "--format", "csv", "--table", "effects").out.splitlines()
+    assert csv[0] == "source,values,eta,omega"
+    assert [line.split(",")[:2] for line in csv[1:]] == [["model", "2"], ["seed", "3"]]
+    labels = [line for line in raybench("stats", "small", "--format", "latex").out.splitlines() if "label" in line]
+    assert labels == [rf"\label{{tab:small-{part}}}" for part in ("cells", "pairs", "effects")]
+
+
+def test_stats_over_images(raybench: Raybench, store_results: Callable[..., Any]) -> None:
+    """One trial each: of 100 images, mlp alone has 2 right and small_cnn alone 12; McNemar, 2 of 14 coins or fewer."""
+
+    def of(trial: plan.Trial) -> Any:
+        wrong = range(10, 22) if trial.cell == ("mlp",) else range(2)
+        return np.isin(np.arange(100), wrong, invert=True)
+
+    store_results(Path("results"), MADE_UP.replace("seed: 3", "seed: 1"), of)
+    status, out, err = raybench("stats", "small", "--over", "images", "--format", "json", "--pairs", "mlp", "small_cnn")
+    assert (status, err) == (0, "")
+    (row,) = json.loads(out)["pairs"]["rows"]
+    assert row["p_value"] == pytest.approx(2 * (1 + 14 + 91) / 2**14)
+    assert (row["difference"], row["verdict"]) == (pytest.approx(0.1), "second higher")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "csv"], "--format csv: holds one table: add --table cells, pairs or effects"),
+        (["--metric", "test_acuracy"], "--metric test_acuracy: cannot be compared; did you mean 'test_accuracy'?"),
+        (["--pairs", "mlp", "cnn"], "--pairs cnn: is no cell; known: mlp, small_cnn"),
+        (["--over", "images", "--interval", "t"], "--interval t: is over seeds; with --over images it is bootstrap"),
+    ],
+    ids=shown,
+)
+def test_wrong_questions(
+    raybench: Raybench, store_results: Callable[..., Any], arguments: list[str], message: str
+) -> None:
+    store_results(Path("results"), MADE_UP, accuracy)
+    assert raybench("stats", "small", *arguments) == (2, "", f"raybench: {message}\n")
+
+
+def test_compare(raybench: Raybench, store_results: Callable[..., Any]) -> None:
+    for folder, more in (("before", 0), ("after", 0.1)):
+        store_results(Path(folder), MADE_UP, lambda t, more=more: accuracy(t) + more * (t.cell == ("mlp",)))
+    assert raybench("compare", "before/small", "before/small").status == 0
+    status, out, err = raybench("compare", "before/small", "after/small")
+    assert (status, err) == (1, "")
+    lines = [line.split() for line in out.splitlines()]
+    # +0.1 -+ 2.776 * 0.01 * sqrt(2 / 3), t = 12.25 at 4 degrees of freedom
+    interval = ["+0.0773", "+0.1227"]
+    assert ["mlp", "3", "0.5100", "3", "0.6100", "+0.1000", *interval, "0.000255", "0.000255", "higher"] in lines
+    assert "3 of 6 shared trials are identical to the last bit; the others differ in test_accuracy" in out
+    made = json.loads(raybench("compare", "before/small", "after/small", "--format", "json").out)
+    assert list(made) == ["changes", "cells"]
+    assert raybench("compare", "before/small", "after/small", "--confidence", "0.9999").status == 0
+
+
+def test_compare_two_suites_below_results(raybench: Raybench, store_results: Callable[..., Any]) -> None:
+    store_results(Path("results"), MADE_UP, accuracy)
+    store_results(Path("results"), MADE_UP.replace("name: small", "name: other"), accuracy)
+    status, out, _ = raybench("compare", "small", "other")
+    assert (status, "6 of 6 shared trials are identical to the last bit" in out) == (0, True)
+
+
+def test_compare_with_what_is_not_there(raybench: Raybench, store_results: Callable[..., Any]) -> None:
+    store_results(Path("results"), MADE_UP, accuracy)
+    message = "other: no such suite file"
+    status, out, err = raybench("compare", "small", "other")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"raybench: {message}")
+    assert raybench("compare", "small", "small", "--format", "csv").err == (
+        "raybench: --format csv: holds one table: add --table changes or cells\n"
+    )
+
+
+def test_a_damaged_file_is_said(raybench: Raybench, store_results: Callable[..., Any]) -> None:
+    _, _, trials = store_results(Path("results"), MADE_UP, accuracy)
+    Path(f"results/small/trials/{trials[0].id}.parquet").write_bytes(b"x")
+    status, out, err = raybench("stats", "small", "--table", "cells")
+    assert (status, "its trial is not counted" in err) == (0, True)
+    assert ["mlp", "2/3"] in [line.split()[:2] for line in out.splitlines()]

@@ -23,13 +23,13 @@ import rich_click as click
 
 from raybench import records, registry
 from raybench.plan import expand
-from raybench.records import EpochRow, Predictions, TrialRow
+from raybench.records import Activations, DetectionRow, EpochRow, Predictions, TrialRow
 from raybench.suite import SuiteFile, build, load, report_of, shipped_suites
 from raybench.yamlfile import Complaints, parse_yaml
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
-    page for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/*.md", "results/*.md")
+    page for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/*.md", "cluster/*.md", "results/*.md")
     for page in ROOT.glob(pattern)
 )  # fmt: skip
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -40,7 +40,7 @@ INSTALL = [
     "&& .venv/bin/raybench run suites/quickstart.yaml",
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]' && .venv/bin/pytest",
 ]
-FORBIDDEN = r"/work\b|/tmp/venv|/tmp/helper|/root/|/home/\w|pypi-more|TODO|FIXME"
+FORBIDDEN = r"/work\b|/tmp/venv|/tmp/helper|/root/|/home/(?!you/|ray/)\w|pypi-more|TODO|FIXME"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,6 +106,10 @@ COLUMNS = {
     "predictions.trial_id": "As in `trials/`.",
     "predictions.label": "int16: the true class.",
     "predictions.prediction": "int16: the predicted class.",
+    "ood.trial_id": "As in `trials/`.",
+    "activations.trial_id": "As in `trials/`.",
+    "activations.score": "As in `ood/`.",
+    "activations.layer": "As in `ood/`.",
 }
 """Meanings of columns whose field has none."""
 
@@ -131,7 +135,7 @@ def _keys(section: dict[str, Any], defs: dict[str, Any], prefix: str) -> Iterato
         meaning = KEYS[key] if key in KEYS else said.get("description", "")
         assert meaning or key in KEYS, f"{key} has no description: give its field one"
         yield key, kinds, default, _markdown(meaning)
-        for below in sections:
+        for below in sections if key != "ood.dataset" else []:  # the keys of `dataset` once more
             yield from _keys(below, defs, f"{key}.")
         for below in items:
             if "properties" in below and "name" not in below["properties"]:
@@ -199,11 +203,12 @@ def suites_table() -> str:
     return "\n".join(lines)
 
 
-def predictions_table() -> str:
-    texts = {"trial_id": COLUMNS["predictions.trial_id"], **_field_texts(Predictions)}
+def arrays_table(kind: str, row: type) -> str:
+    """Return the columns of a kind of file that has many rows for a trial, whose class holds arrays."""
+    texts = _field_texts(row)
     lines = ["| column | meaning |", "|---|---|"]
-    for name in ("trial_id", *(field.name for field in fields(Predictions))):
-        meaning = COLUMNS.get(f"predictions.{name}") or texts[name]
+    for name in ("trial_id", *(field.name for field in fields(row))):
+        meaning = COLUMNS.get(f"{kind}.{name}") or texts[name]
         lines.append(f"| `{name}` | {_markdown(meaning)} |")
     return "\n".join(lines)
 
@@ -231,13 +236,26 @@ def _kind(annotation: str) -> str:
     return words.get(kind, "text") + (", null" if optional else "")
 
 
+def metrics_table() -> str:
+    from raybench.gauges import METRICS, exported
+
+    lines = ["| in Prometheus | tags | meaning |", "|---|---|---|"]
+    for name, metric in METRICS.items():
+        tags = ", ".join(f"`{tag}`" for tag in metric.tags)
+        lines.append(f"| `{exported(name)}` | {tags} | {metric.about} |")
+    return "\n".join(lines)
+
+
 GENERATED = {
+    "docs/monitoring.md": {"metrics": metrics_table},
     "README.md": {"suites": suites_table},
     "docs/suites.md": {"keys": keys_table},
     "docs/results.md": {
         "trials": lambda: columns_table(TrialRow),
         "epochs": lambda: columns_table(EpochRow, "epochs."),
-        "predictions": predictions_table,
+        "predictions": lambda: arrays_table("predictions", Predictions),
+        "ood": lambda: columns_table(DetectionRow, "ood."),
+        "activations": lambda: arrays_table("activations", Activations),
     },
 }
 """Page -> what stands between its ``<!-- generated: NAME -->`` and ``<!-- end -->``."""

@@ -41,7 +41,7 @@ class Slow(nn.Module):
         self.inner, self.at_step = inner, at_step
     def forward(self, x):
         if self.training:
-            (pathlib.Path(__file__).parent / f"{os.getpid()}.step").touch()
+            (pathlib.Path("PLACE") / f"{os.getpid()}.step").touch()
             self.at_step()
         return self.inner(x)
 
@@ -77,7 +77,7 @@ def place() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="rb"))
     (folder / "lib").mkdir()
     (folder / "driver").mkdir()
-    (folder / "lib" / "faulty_module.py").write_text(MODULE)
+    (folder / "lib" / "faulty_module.py").write_text(MODULE.replace("PLACE", str(folder / "lib")))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder / "lib"))  # suites are loaded here too
         yield folder

@@ -7,7 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,8 @@ LAYERS = {
             "records",
             "search",
             "prune",
+            "shipping",
+            "rayenv",
         ),
         libraries=frozenset({"pydantic", "ruamel", "optuna"}),
     ),
@@ -58,33 +60,64 @@ LAYERS = {
             "losses",
             "rates",
             "checkpoint",
+            "weights",
+            "replay",
             "train",
             "trial",
             "job",
+            "trained",
+            "gradcam",
         ),
         ("light",),
         frozenset(
             {
                 *("numpy", "PIL", "filelock", "pyarrow", "sklearn", "torch", "torchvision"),
-                *("timm", "safetensors", "huggingface_hub"),
+                *("timm", "safetensors", "huggingface_hub", "captum"),
             }
         ),
     ),
     "results": Layer(
-        ("objects", "store", "table", "summarize", "stats", "check"),
+        (
+            "objects",
+            "store",
+            "table",
+            "metrics",
+            "cells",
+            "ensemble",
+            "published",
+            "summarize",
+            "explain",
+            "stats",
+            "check",
+            "inference",
+            "compare",
+            "figures",
+            "report",
+            "ood",
+        ),
         ("light",),
-        frozenset({"numpy", "pandas", "pyarrow", "scipy", "filelock", "rich"}),
+        frozenset(
+            {
+                *("numpy", "pandas", "pyarrow", "scipy", "filelock", "rich"),
+                *("matplotlib", "sklearn", "jinja2", "markupsafe"),
+            }
+        ),
     ),
-    "terminal": Layer(("live",), ("light",), frozenset({"rich"})),
-    "cluster": Layer(("actor", "schedule"), ("light", "training"), frozenset({"torch", "ray"})),
+    "watching": Layer(("live", "track"), ("light",), frozenset({"rich", "tensorboardX", "mlflow", "wandb"})),
+    "local cluster": Layer(("localcluster",), ("light",), frozenset({"filelock"})),
+    "cluster": Layer(
+        ("actor", "schedule", "connect", "gauges", "jobs"),
+        ("light", "training"),
+        frozenset({"torch", "ray", "aiohttp", "requests"}),
+    ),
     "above": Layer(
-        ("run", "measure", "doctor", "cli"),
-        ("light", "training", "results", "terminal", "cluster"),
-        frozenset({"rich", "rich_click", "click", "torch", "timm", "numpy"}),
+        ("run", "measure", "doctor", "revisit", "cli"),
+        ("light", "training", "results", "watching", "cluster", "local cluster"),
+        frozenset({"rich", "rich_click", "click", "torch", "timm", "numpy", "pandas"}),
     ),
 }
 LAYER_OF = {module: layer for layer in LAYERS.values() for module in layer.modules}
-FOR_TYPES_ONLY = {"records": {"numpy"}}
+FOR_TYPES_ONLY = {"records": {"numpy"}, "cli": {"pandas"}}
 """Imported under TYPE_CHECKING, never at run time."""
 
 
@@ -122,7 +155,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
 
 
 def test_only_the_cluster_layer_imports_ray() -> None:
-    assert [module for module in MODULES if "ray" in imports(module)] == ["actor", "schedule"]
+    assert {module for module in MODULES if "ray" in imports(module)} == set(LAYERS["cluster"].modules)
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
@@ -168,7 +201,7 @@ def test_help_loads_no_library_of_numbers() -> None:
     assert not {*HEAVY, "pandas", "pyarrow", "numpy"} & loaded("--help")
 
 
-@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize("command", ["plan", "run", "plot"])
 def test_help_of_a_command_loads_no_library_of_numbers(command: str) -> None:
     assert not {*HEAVY, "pandas", "pyarrow", "numpy"} & loaded(command, "--help")
 
@@ -180,3 +213,12 @@ def test_a_plan_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [("list", "suites"), ("schema",), ("completion", "bash")])
 def test_what_is_listed_from_files_loads_no_library_of_numbers(arguments: tuple[str, ...]) -> None:
     assert not {*HEAVY, "pandas", "pyarrow"} & loaded(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [("stats", "small"), ("compare", "small", "small")], ids=["stats", "compare"])
+def test_what_numbers_show_is_said_without_torch_and_ray(
+    arguments: tuple[str, ...], tmp_path: Path, store_results: Callable[..., object]
+) -> None:
+    suite = "name: small\ndataset: {name: digits}\ncompare: {model: [mlp, small_cnn]}\nrepeat: {seed: 2}\n"
+    store_results(tmp_path, suite, lambda trial: 0.5 + trial.seed / 10)
+    assert not {"torch", "torchvision", "timm", "ray", "matplotlib"} & loaded(*arguments, "--results", str(tmp_path))

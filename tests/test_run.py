@@ -85,7 +85,7 @@ def ray_free(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``ray_free(order, after)`` runs the trials of a sweep here, in an order of one's own; interrupted after some."""
     from raybench import schedule
 
-    cluster = SimpleNamespace(nodes=1, cpus=1, gpus=0, dashboard=None, slots=lambda resources: 1)
+    cluster = SimpleNamespace(nodes=(None,), cpus=1, gpus=0, dashboard=None, slots=lambda resources: 1)
     monkeypatch.setattr(schedule, "connect", lambda *_, **__: contextlib.nullcontext(cluster))
 
     def install(order: Order = list, after: int = 10**9) -> None:
@@ -337,3 +337,52 @@ def test_a_summary_survives_a_run_that_could_not_begin(tmp_path: Path, ray_free:
     with pytest.raises(UserError):
         run_suite(tmp_path, SEARCH, "dataset={name: cifar10, folder: null}")
     assert (tmp_path / "searched" / "suite.json").read_bytes() == kept
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_weights_of_a_search(keep: str, tmp_path: Path, ray_free: Any) -> None:
+    """While it goes on any point may win; then ``best`` keeps those that did. Those that were pruned have none."""
+    ray_free(after=8)
+    end, store, _ = run_suite(tmp_path, SEARCH, f"keep_weights={keep}")
+    rows = store.read()[0]
+    assert end == "interrupted" and set(rows["stage"]) == {"search"}
+    assert store.kept_weights() == set(rows["trial_id"][rows["status"].isin(FINISHED)]) != set()
+
+    ray_free()
+    _, store, _ = run_suite(tmp_path, SEARCH, f"keep_weights={keep}")
+    rows = store.read()[0]
+    done = rows[rows["status"].isin(FINISHED)]
+    assert {"search", "confirm"} == set(done["stage"]) and "pruned" in set(rows["status"])
+    expected = done if keep == "all" else done[done["stage"] == "confirm"]
+    assert store.kept_weights() == set(expected["trial_id"])
+    assert all(store.weights(trial_id)[8:9] == b"{" for trial_id in store.kept_weights())
+
+
+def test_trials_that_ended_before_weights_were_kept_are_not_trained_again(tmp_path: Path, ray_free: Any) -> None:
+    ray_free(after=3)
+    _, store, _ = run_suite(tmp_path, GRID)
+    assert store.kept_weights() == set()
+    before = store.read()[0].set_index("trial_id")["started_at"]
+
+    def run_again(*sets: str) -> str:
+        out, choice = io.StringIO(), Choice(load(tmp_path / "suite.yaml", sets))
+        store.open()
+        try:
+            run_missing(choice, store, Options(data_dir=tmp_path), Console(file=out))
+        finally:
+            store.close()
+        return out.getvalue()
+
+    ray_free(after=1)
+    note = "weights of 3 finished trials were not kept: to train again, choose another --results\n"
+    assert note in run_again("keep_weights=best")
+    assert len(store.kept_weights()) == 1
+    assert store.read()[0].set_index("trial_id")["started_at"].loc[before.index].equals(before)
+    ray_free(after=0)
+    assert note in run_again("keep_weights=all")
+    assert "weights of" not in run_again()
+    assert len(store.kept_weights()) == 1, "what is kept stays where nothing more is asked for"

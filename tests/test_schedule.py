@@ -25,6 +25,7 @@ from raybench.plan import Trial, expand
 from raybench.records import EpochRow, Outcome, TrialRow, computed
 from raybench.settings import Resources
 from raybench.suite import load
+from raybench.weights import restored
 
 pytestmark = [
     pytest.mark.ray,
@@ -89,6 +90,7 @@ def assert_same(one: Outcome, other: Outcome) -> None:
     assert one.predictions is not None and other.predictions is not None
     assert np.array_equal(one.predictions.logits, other.predictions.logits)
     assert np.array_equal(one.predictions.index, other.predictions.index)
+    assert one.weights == other.weights
 
 
 SAME = """
@@ -97,6 +99,7 @@ dataset: {name: digits, train_size: 400}
 compare: {model: [small_cnn, mlp], augmentation: {none: none, all: [{shift: 0.1}, {rotation: 10}, {zca: 1e-2}]}}
 repeat: {seed: 2}
 train: {epochs: 3, lr: 3e-3, early_stopping: {patience: 2}}
+keep_weights: best
 """
 
 
@@ -106,6 +109,7 @@ def test_rows_are_the_same_in_process_on_ray_in_fresh_and_reused_actors(cluster,
     job, trials, _ = job_of(tmp_path, SAME)
     expected = {trial.id: job.run(trial) for trial in trials}
     assert {outcome.row.status for outcome in expected.values()} <= {"completed", "stopped_early"}
+    assert len({outcome.weights for outcome in expected.values()}) == len(trials)
 
     # Eight trials on two slots: an actor's first trial is its first, the others find it used.
     both, one = Heard(), Heard()
@@ -264,10 +268,12 @@ def wait_until_nothing_lives(seconds: float = 30) -> None:
 def test_a_worker_group_of_two_gives_a_valid_row(cluster, tmp_path) -> None:
     from raybench import schedule
 
-    job, trials, _ = job_of(tmp_path, GROUP.replace("EPOCHS", "3"))
+    job, trials, _ = job_of(tmp_path, GROUP.replace("EPOCHS", "3") + "keep_weights: best\n")
     heard = Heard()
     schedule.run(job, trials, heard, cluster)
     (outcome,) = heard.outcomes.values()
+    model = trials[0].typed().model
+    assert outcome.weights and restored(model, outcome.weights, (1, 8, 8), 10), "of the first process"
     assert outcome.row.status == "completed", outcome.row.traceback
     assert outcome.row.workers == 2
     assert [epoch for _, epoch in heard.epochs] == [1, 2, 3]
@@ -436,24 +442,10 @@ def test_more_than_the_cluster_has_is_refused(cluster, tmp_path) -> None:
     )
 
 
-def test_slots() -> None:
-    from raybench.schedule import Cluster
-
-    cluster = Cluster(cpus=16, gpus=2, nodes=1, dashboard=None)
-    slots = lambda **resources: cluster.slots(Resources(**resources))  # noqa: E731
-    assert slots(cpus=1) == 16
-    assert slots(cpus=3) == 5
-    assert slots(cpus=1, gpus=0.25) == 8
-    assert slots(cpus=1, gpus=0.1) == 16
-    assert slots(cpus=1, gpus=1, workers=2) == 1
-    assert slots(cpus=32) == 0
-    assert Cluster(cpus=4, gpus=0, nodes=1, dashboard=None).slots(Resources(cpus=1, gpus=0.5)) == 4
-
-
 def watcher(trials: list[Trial], heard: Heard, interrupted: threading.Event) -> object:
     from raybench import schedule
 
-    return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, None, Resources())
+    return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, None, {})
 
 
 def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypatch) -> None:

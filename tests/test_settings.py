@@ -116,10 +116,11 @@ def test_the_defaults() -> None:
             "early_stopping": None,
             "best": "val_accuracy",
             "precision": "float32",
+            "cuda_graph": False,
             "test_every_epoch": False,
             "smoke": False,
         },
-        "resources": {"cpus": 1, "gpus": 0.0, "workers": 1},
+        "resources": {"cpus": 1, "gpus": 0.0, "workers": 1, "custom": {}, "labels": {}},
     }
 
 

@@ -25,7 +25,7 @@ from raybench.errors import UserError
 from raybench.objects import place
 from raybench.plan import Trial
 from raybench.prune import Decision
-from raybench.records import SCHEMA_VERSION, EpochRow, Outcome, Predictions, TrialRow
+from raybench.records import SCHEMA_VERSION, Activations, DetectionRow, EpochRow, Outcome, Predictions, TrialRow
 from raybench.search import Ended
 from raybench.store import EPOCHS, PREDICTIONS, PRUNING, TRIALS, Kind, Store, axis_types, read_snapshot
 from raybench.suite import Suite
@@ -187,6 +187,31 @@ def test_predictions_come_back(store: Store) -> None:
         for name in ("index", "label", "prediction"):
             assert np.array_equal(found[name], getattr(expected, name))
             assert found[name].dtype == getattr(expected, name).dtype
+
+
+@everywhere
+@pytest.mark.parametrize("merged", [False, True])
+def test_predictions_of_some_trials(merged: bool, store: Store) -> None:
+    for trial_id in ("t0", "t1", "t2"):
+        store.write(full(trial_id))
+    store.write(Outcome(row=row("t3", status="failed", test_accuracy=None)))
+    if merged:
+        store.compact()
+        store.write(full("t4"))
+    there = ["t4", "t2", "t0"] if merged else ["t2", "t0"]
+    found = store.predictions([*there, "t3", "t5"])
+    assert list(found) == there
+    for trial in found.values():
+        for name in ("index", "label", "prediction", "logits"):
+            stored, written = getattr(trial, name), getattr(predictions(), name)
+            assert stored.dtype == written.dtype and np.array_equal(stored, written), name
+
+
+def test_predictions_of_a_damaged_file_are_none(store: Store) -> None:
+    store.write(full("t0"))
+    store.write(full("t1"))
+    (store.folder / "predictions" / "t0.parquet").write_bytes(b"torn")
+    assert list(store.predictions(["t0", "t1"])) == ["t1"]
 
 
 def test_logits_that_are_a_view_of_other_numbers(store: Store) -> None:
@@ -686,7 +711,7 @@ def test_merging_changes_no_row_and_bounds_the_files(store: Store, monkeypatch: 
     ]
     assert len(names) == 5 + 2
     before = everything(store)
-    assert [len(before[kind]) for kind in get_args(Kind)] == [11, 22, 44]
+    assert [len(before[kind]) for kind in get_args(Kind)] == [11, 22, 44, 0, 0]
     assert store.compact() == 3
     assert everything(store) == before
     assert store.compact() == 0
@@ -854,3 +879,144 @@ def test_decisions_are_kept(store: Store) -> None:
         assert pq.read_table(store.folder / PRUNING).to_pylist() == [dataclasses.asdict(decision) for decision in kept]
     store.write_decisions([])
     assert pq.read_table(store.folder / PRUNING).num_rows == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights, and what is computed from them
+
+
+def weighed(trial_id: str = "t0", content: bytes = b"weights", **columns: Any) -> Outcome:
+    return dataclasses.replace(full(trial_id, **columns), weights=content)
+
+
+@everywhere
+def test_weights_are_found_by_id_and_go_with_their_trial(store: Store) -> None:
+    store.write(weighed("t0"))
+    store.write(weighed("t1", b"others"))
+    store.write(full("t2"))
+    assert store.kept_weights() == {"t0", "t1"}
+    assert (store.weights("t0"), store.weights("t1")) == (b"weights", b"others")
+    store.write(weighed("t1", b"again"))
+    assert store.weights("t1") == b"again"
+    store.write(full("t1", status="pruned"))
+    store.drop_weights(["t2", "of no trial"])
+    assert store.kept_weights() == {"t0"}
+    store.drop_weights(["t0"])
+    assert store.kept_weights() == set()
+    assert store.read()[0]["trial_id"].tolist() == ["t0", "t1", "t2"], "no row goes with them"
+
+
+@everywhere
+def test_no_weights(store: Store) -> None:
+    store.write(full("t2"))
+    assert store.kept_weights() == set()
+    with pytest.raises(UserError) as failed:
+        store.weights("t2")
+    assert str(failed.value) == (
+        f"{store.folder}/weights/t2.safetensors: no such weights: a suite keeps them with `keep_weights: best`, from"
+        " then on"
+    )
+
+
+def test_weights_of_an_earlier_run_are_replaced_too(suite: Suite, tmp_path: Path) -> None:
+    for outcome in (weighed(), full(status="pruned")):
+        later = Store(tmp_path, suite)
+        later.open({})
+        later.write(outcome)
+        later.close()
+    assert later.kept_weights() == set()
+
+
+def test_weights_come_before_the_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    replace = stores._replace
+    monkeypatch.setattr(
+        stores, "_replace", lambda path, content: (written.append(path.parent.name), replace(path, content))
+    )
+    store.write(weighed())
+    assert written == ["weights", "predictions", "epochs", "trials"]
+    monkeypatch.setattr(stores, "_replace", no_room)
+    with pytest.raises(OSError, match="No space left on device"):
+        store.write(weighed("t1"))
+    assert store.kept_weights() == {"t0"} and len(store.read()[0]) == 1
+
+
+def no_room(path: Any, content: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def detection(trial_id: str, accuracy: float = 0.75, settings: str = "{}") -> DetectionRow:
+    return DetectionRow(
+        trial_id=trial_id,
+        dataset="svhn",
+        score="energy",
+        threshold=0.5,
+        accuracy=accuracy,
+        peek_accuracy=1.0,
+        auroc=0.9,
+        fpr95=0.1,
+        n_in=1,
+        n_out=1,
+        n_choosing=2,
+        out_fingerprint="fedc",
+        settings=settings,
+    )
+
+
+def foreign(value: float = 0.25) -> list[Activations]:
+    return [
+        Activations(
+            score=score,
+            layer=layer,
+            dataset=np.array(["in", "in", "out", "out"]),
+            index=np.array([3, 1, 70_000, 2], np.int32),
+            judged=np.array([False, True, False, True]),
+            value=np.array([value, 1e-30, 3, 4], np.float32),
+        )
+        for score, layer in (("mean_activation", "2"), ("energy", None))
+    ]
+
+
+@everywhere
+def test_what_tells_foreign_images_comes_back(store: Store) -> None:
+    store.write_detection("t0", [detection("t0")], foreign())
+    rows, damaged = store.read("ood")
+    assert damaged == []
+    (row_,) = rows.to_dict("records")
+    assert DetectionRow(**{**row_, "layer": None, "kind": None}) == detection("t0")
+    assert pd.isna(row_["layer"]) and pd.isna(row_["kind"])
+    values, _ = store.read("activations")
+    assert [str(kind) for kind in values.dtypes] == ["str", "str", "str", "str", "int32", "bool", "float32"]
+    assert values["layer"].fillna("–").tolist() == ["2"] * 4 + ["–"] * 4
+    assert values["index"].tolist() == [3, 1, 70_000, 2] * 2
+    assert values["dataset"].tolist() == ["in", "in", "out", "out"] * 2
+    assert values["judged"].tolist() == [False, True] * 4
+    assert values["value"].tolist() == [0.25, float(np.float32(1e-30)), 3.0, 4.0] * 2
+    assert set(values["trial_id"]) == {"t0"}
+
+
+@everywhere
+def test_what_tells_foreign_images_is_merged_and_replaced(store: Store) -> None:
+    """Also of trials whose own files were merged long before."""
+    for trial_id in ("t0", "t1", "t2"):
+        store.write(weighed(trial_id))
+    store.compact()
+    for trial_id in ("t0", "t1", "t2"):
+        store.write_detection(trial_id, [detection(trial_id)], foreign())
+    before = [store.read(kind)[0] for kind in ("ood", "activations")]
+    assert store.compact() == 0
+    assert [len(list((store.folder / kind).glob("*.parquet"))) for kind in ("ood", "activations")] == [1, 1]
+    for kind, table in zip(("ood", "activations"), before, strict=True):
+        pd.testing.assert_frame_equal(store.read(kind)[0], table)
+    store.write_detection("t1", [detection("t1", accuracy=0.25, settings="{1}")], foreign(9.0)[:1])
+    rows, values = store.read("ood")[0], store.read("activations")[0]
+    assert dict(zip(rows["trial_id"], rows["accuracy"], strict=True)) == {"t0": 0.75, "t1": 0.25, "t2": 0.75}
+    assert values.groupby("trial_id").size().to_dict() == {"t0": 8, "t1": 4, "t2": 8}
+    store.write(weighed("t0", b"again"))
+    assert len(store.read("ood")[0]) == 3 and store.kept_weights() == {"t0", "t1", "t2"}
+
+
+def test_a_suite_that_asks_for_none_of_it_gets_no_folders(store: Store) -> None:
+    store.write(full())
+    store.compact()
+    assert sorted(path.name for path in store.folder.iterdir() if path.is_dir()) == ["epochs", "predictions", "trials"]

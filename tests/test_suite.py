@@ -335,7 +335,7 @@ FORM = "(an axis of named overrides is written {label: {path: value}})"
 SEEDS = "must be a number of seeds, or a list of different seeds from 0 up"
 KEYS = (
     "extends, name, about, trials, imports, dataset, model, augmentation, train, resources, compare, search, draw,"
-    " prune, confirm, repeat, zip, include, exclude, reference"
+    " prune, confirm, repeat, zip, include, exclude, reference, keep_weights, ood, track"
 )
 
 

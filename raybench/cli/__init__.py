@@ -7,7 +7,7 @@ row, 1 some failed, 2 a usage or suite error, 3 a budget is spent and 130 interr
 which they are imported here.
 """
 
-from raybench.cli import running, tables, housekeeping  # isort: skip
+from raybench.cli import running, jobs, cluster, tables, figures, weights, housekeeping  # isort: skip
 from raybench.cli.base import app, main
 
-__all__ = ["app", "housekeeping", "main", "running", "tables"]
+__all__ = ["app", "cluster", "figures", "housekeeping", "jobs", "main", "running", "tables", "weights"]

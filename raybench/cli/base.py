@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from raybench.store import Store
     from raybench.table import Table
 
-FORMATS = ["table", "markdown", "latex", "csv", "json"]
+FORMATS = ["table", "markdown", "latex", "csv", "json", "html"]
 EXIT_FAILED, EXIT_USAGE, EXIT_SPENT, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 click.rich_click.TEXT_MARKUP = "rich"

@@ -62,6 +62,17 @@ if TYPE_CHECKING:
 @click.option(
     "--format", type=click.Choice(FORMATS), default="table", show_default=True, help="Of the table at the end."
 )
+@click.option(
+    "--track",
+    multiple=True,
+    type=click.Choice(["tensorboard", "mlflow", "wandb"]),
+    help="Also send every trial's curves there, besides the trackers that the suite names. Repeatable.",
+)
+@click.option(
+    "--ship",
+    is_flag=True,
+    help="Send this raybench to the nodes of a cluster, which then need only what it depends on.",
+)
 @click.option("--verbose", is_flag=True, help="Show Ray Tune's own output too.")
 def run(
     suite: str,
@@ -78,6 +89,8 @@ def run(
     budget: str | None,
     max_trials: int | None,
     format: str,
+    track: tuple[str, ...],
+    ship: bool,
     verbose: bool,
 ) -> int:
     """Run a suite's missing trials, and print its table.
@@ -112,6 +125,8 @@ def run(
             max_trials=max_trials,
             verbose=verbose,
             checkpoints=checkpoints,
+            track=track,
+            ship=ship,
         )
         end = run_missing(choice, store, options, console)
         rows, _ = store.read()
