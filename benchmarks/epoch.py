@@ -28,7 +28,8 @@ from raybench.connect import ACTOR_ENVIRONMENT
 
 HERE = Path(__file__).parent
 KERAS = ("keras-generator", "keras-layers")
-OWN = ("raybench", "tutorial-0", "tutorial-2", "timm-2", "raybench-bf16", "gemm")
+OWN = ("raybench", "tutorial-0", "tutorial-2", "timm-2", "raybench-apart", "raybench-bf16", "gemm")
+WITH_WORKERS = {f"{name}-{count}": (name, count) for name in ("tutorial", "timm") for count in "02"}
 ABOUT = {
     "raybench": "raybench",
     "keras-generator": "Keras ImageDataGenerator",
@@ -36,6 +37,7 @@ ABOUT = {
     "tutorial-0": "PyTorch tutorial, DataLoader without workers",
     "tutorial-2": "PyTorch tutorial, DataLoader with 2 workers",
     "timm-2": "timm's create_loader, 2 workers",
+    "raybench-apart": "raybench, a trial on each core",
     "raybench-bf16": "raybench, `train.precision: bf16`",
 }
 
@@ -51,9 +53,7 @@ def contenders(
             command = [peer, str(HERE / "epoch_keras.py"), kind, str(cores), str(images), *works]
             made.append(Contender(kind, command, {"CUDA_VISIBLE_DEVICES": ""}, cores))
             continue
-        name, workers = kind[:-2], kind[-1]
-        if kind in ("raybench", "raybench-bf16", "gemm"):
-            name, workers = kind, "0"
+        name, workers = WITH_WORKERS.get(kind, (kind, "0"))
         command = [sys.executable, str(HERE / "epoch_torch.py"), name, workers, str(images), *works]
         environment = {"OMP_NUM_THREADS": str(cores), "CUDA_VISIBLE_DEVICES": ""}
         if kind.startswith("raybench"):  # as its actors get it

@@ -2,12 +2,13 @@
 
     python benchmarks/epoch_torch.py KIND WORKERS IMAGES.npz WORK...
 
-KIND is raybench, raybench-bf16, tutorial, timm or gemm, WORK is model2-32 for model2 at batch 32; one turn is one epoch
-of IMAGES, without validation.
+KIND is raybench, raybench-bf16, raybench-apart, tutorial, timm or gemm, WORK is model2-32 for model2 at batch 32; one
+turn is one epoch of IMAGES, without validation.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rounds import serve
+from rounds import Contender, serve
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,6 +99,24 @@ def _augmentation_alone(training: Training) -> float:
     for images in batches:
         training.augmentation.train(images, training.augmentation.draw(len(images), generator, "cpu"))
     return time.process_time() - begun
+
+
+def apart(images: Path, work: str) -> Turn:
+    """A trial of raybench on each core, as a sweep runs them unless a suite says otherwise; one turn is one of each."""
+    command = [sys.executable, __file__, "raybench", "0", str(images), work]
+    trials = [Contender(f"trial {core}", command, {"OMP_NUM_THREADS": "1"}) for core in os.sched_getaffinity(0)]
+    for trial in trials:
+        trial.start()
+
+    def turn() -> Mapping[str, Any]:
+        begun = time.perf_counter()
+        for trial in trials:
+            trial.tell(work)
+        done = [trial.hear() for trial in trials]
+        images = sum(one["images"] for one in done)
+        return {"seconds": time.perf_counter() - begun, "steps": done[0]["steps"], "images": images}
+
+    return turn
 
 
 class PilImages(Dataset[tuple[Any, int]]):
@@ -210,7 +229,10 @@ def main() -> None:
     kind, workers, images, *works = sys.argv[1:]
     with np.load(Path(images)) as stored:
         pixels, labels = stored["pixels"], stored["labels"]
-    made = {work: contender(kind, int(workers), pixels, labels, work) for work in works}
+    if kind == "raybench-apart":
+        made = {work: ({}, apart(Path(images), work)) for work in works}
+    else:
+        made = {work: contender(kind, int(workers), pixels, labels, work) for work in works}
     serve({work: ready for work, (ready, _) in made.items()}, {work: turn for work, (_, turn) in made.items()})
 
 

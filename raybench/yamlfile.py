@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -99,7 +100,8 @@ def write_yaml(document: Any) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.allow_unicode = True
+    # YAML takes these for ends of lines, unless they are escaped; then all that is not ASCII is.
+    yaml.allow_unicode = not {"\x85", "\u2028", "\u2029"} & {*json.dumps(document, ensure_ascii=False, default=str)}
     yaml.width = 110
     text = io.StringIO()
     yaml.dump(document, text)

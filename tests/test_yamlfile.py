@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raybench.errors import SuiteError
@@ -167,6 +167,7 @@ DATA = st.recursive(PLAIN, lambda part: st.lists(part) | st.dictionaries(TEXT, p
 
 @settings(max_examples=100, deadline=None)
 @given(DATA)
+@example({"\x85": "\u2028", "ü": ["\u2029"]})
 def test_what_is_written_is_read_again(data: Any) -> None:
     assert read(write_yaml(data)) == data
 
