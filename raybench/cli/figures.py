@@ -26,6 +26,14 @@ NEED_IMAGES = ("gallery",)
 trial_option = click.option(
     "--trial", metavar="ID", help="Of this trial alone: its id, or the beginning of it, or its name."
 )
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    metavar="FILE_OR_FOLDER",
+    help="PNG, SVG or PDF, by its suffix; in a folder SUITE-KIND.png.  [default: this folder]",
+)
 cell_argument = click.argument("cell", metavar="[AXIS=VALUE]...", nargs=-1)
 
 
@@ -56,14 +64,7 @@ def figures() -> dict[str, str]:
 @cell_argument
 @results_option
 @data_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path(),
-    metavar="FILE_OR_FOLDER",
-    help="PNG, SVG or PDF, by its suffix; in a folder SUITE-KIND.png.  [default: this folder]",
-)
+@output_option
 @click.option("--metric", metavar="NAME", help="E.g. `test_loss` or `epochs`; of curves, `loss` or `accuracy` alone.")
 @click.option("--axis", metavar="AXIS", help="box: of this axis alone. curves: a line per value of it.")
 @click.option("--rows", metavar="AXIS", help="heatmap, grid: the axis downwards.")

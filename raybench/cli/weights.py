@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from raybench.cli.base import FORMATS, app, data_option, progress, results_option, show, stored, suite_names
-from raybench.cli.figures import cell_argument, trial_option
+from raybench.cli.figures import cell_argument, output_option, trial_option
 from raybench.errors import SuiteError, UserError
 
 if TYPE_CHECKING:
@@ -26,14 +26,7 @@ suite_argument = click.argument("suite", metavar="SUITE_OR_FOLDER", shell_comple
 @cell_argument
 @results_option
 @data_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path(),
-    metavar="FILE_OR_FOLDER",
-    help="PNG, SVG or PDF, by its suffix; in a folder SUITE-gradcam.png.  [default: this folder]",
-)
+@output_option
 @trial_option
 @click.option("--layer", metavar="NAME", help="Module whose maps are looked at.  [default: the last convolution]")
 @click.option("--count", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="So many images.")
