@@ -185,8 +185,9 @@ def test_the_image_is_built_from_what_the_package_needs() -> None:
 STAND_INS = {
     # The job's one node. What is no program of Ray's is run; Ray itself says what it was told, and how it was let in.
     "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"',
-    "ray": 'echo "$RAY_AUTH_MODE ray $*"; [ "$1" = get-auth-token ] && touch ~/.ray/auth_token || exec sleep 60',
-    "python": 'echo "waits for $3 nodes at $2"',
+    "ray": 'echo "$RAY_AUTH_MODE ray $*"; [ "$1" = get-auth-token ] && touch ~/.ray/auth_token'
+    " || { touch ~/started; exec sleep 60; }",
+    "python": 'until [ -e ~/started ]; do sleep 0.05; done; echo "waits for $3 nodes at $2"',
     "raybench": 'echo "raybench $*"; [ "$1 $2" = "run none" ] && exit 2; trap "exit 130" TERM; sleep 0.1;'
     ' [ "$2" = long ] && { kill -TERM $PPID; while :; do sleep 0.1; done; }; exit 0',
 }
