@@ -1,6 +1,6 @@
 """ASHA with search-then-confirm beside the full grid: epochs and time to the same winner.
 
-    python benchmarks/search.py --data-dir ~/cifar10 [--set train.epochs=9]
+    python benchmarks/search.py --data-dir ~/cifar10 [--set train.epochs=18]
 
 Runs benchmarks/search.yaml twice, as `raybench run` does: as it stands, and as the full grid, every point with every
 seed to its last epoch. The full grid's winner of a cell has the best mean validation accuracy over its seeds. Where the

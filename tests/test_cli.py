@@ -359,6 +359,18 @@ def test_plan_of_a_smoke_run_is_another(raybench: Raybench) -> None:
     assert "at most 2 epochs of two batches\n" in raybench("plan", "quickstart", "--smoke", *phases).out
 
 
+def test_plan_says_what_the_trials_need_and_how_long_the_longest_is(raybench: Raybench) -> None:
+    grid = ["--set", "compare={model: [mlp], train.epochs: [2, 7]}"]
+    assert "\neach trial: 1 process of 1 CPU and 0 GPUs, at most 7 epochs\n" in raybench("plan", "quickstart", *grid).out
+    variants = "{short: {train: {epochs: 2}}, long: {train: {epochs: 7}}, wide: {resources: {workers: 2}}}"
+    grid = ["--set", f"compare={{model: [mlp], variant: {variants}}}"]
+    lines = raybench("plan", "quickstart", *grid).out.splitlines()
+    assert [line for line in lines if "CPU" in line] == [
+        "6 of the trials: 1 process of 1 CPU and 0 GPUs, at most 7 epochs",
+        "3 of the trials: 2 processes of 1 CPU and 0 GPUs, at most 10 epochs",
+    ]
+
+
 def test_plan_leaves_nothing_behind(raybench: Raybench) -> None:
     raybench("plan", "quickstart")
     assert list(Path().iterdir()) == []

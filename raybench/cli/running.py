@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raybench.plan import Choice
+    from raybench.settings import Resources
     from raybench.store import Store
 
 
@@ -239,12 +241,18 @@ def plan(
     out.print(f"{planned} trials ({planning.sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
     if len(trials) < planned:
         out.print(f"{len(trials)} of them are known by now: the others follow from how these end")
-    needs, train = trials[0].typed().resources, trials[0].typed().train
-    epochs = "1 epoch" if train.planned_epochs == 1 else f"{train.planned_epochs} epochs"
-    length = f"{epochs} of two batches" if train.smoke else epochs
-    processes = "1 process" if needs.workers == 1 else f"{needs.workers} processes"
-    cpus = "1 CPU" if needs.cpus == 1 else f"{needs.cpus} CPUs"
-    out.print(f"each trial: {processes} of {cpus} and {needs.gpus:g} GPUs, at most {length}")
+    needs: Counter[str] = Counter()
+    longest: Counter[str] = Counter()  # of the trials with the same needs
+    for _, _, members in planning.cells(trials):
+        typed = members[0].typed()
+        need = _needs(typed.resources)
+        needs[need] += len(members)
+        longest[need] = max(longest[need], typed.train.planned_epochs)
+    for need, count in needs.items():
+        epochs = "1 epoch" if longest[need] == 1 else f"{longest[need]} epochs"
+        length = f"{epochs} of two batches" if smoke else epochs
+        who = "each trial" if len(needs) == 1 else f"{count} of the trials"
+        out.print(f"{who}: {need}, at most {length}")
     seeds = len(choice.seeds())
     if seeds < 2:
         out.print("1 seed can show no difference between cells: its spread is not known")
@@ -256,6 +264,12 @@ def plan(
         )
     if measure:
         _show_cost(choice, store, out, data_dir, address, max_concurrent)
+
+
+def _needs(resources: Resources) -> str:
+    processes = "1 process" if resources.workers == 1 else f"{resources.workers} processes"
+    cpus = "1 CPU" if resources.cpus == 1 else f"{resources.cpus} CPUs"
+    return f"{processes} of {cpus} and {resources.gpus:g} GPUs"
 
 
 def _show_cost(
