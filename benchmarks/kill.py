@@ -151,11 +151,15 @@ def run(folder: Path, kinds: Sequence[str], moments: random.Random) -> tuple[dic
                 if driver.poll() is not None:
                     break
                 kind, node = left.pop(), moments.randrange(2)
+                workers = nodes[node].workers() or nodes[1 - node].workers()
+                if kind == "worker" and not workers:  # all are between two tasks: once more, a moment later
+                    left.append(kind)
+                    continue
                 sweep.before = sweep.stored()
                 if kind == "driver":
                     driver.kill()
                     driver.wait()
-                elif kind == "worker" and (workers := nodes[node].workers() or nodes[1 - node].workers()):
+                elif kind == "worker":
                     os.kill(moments.choice(workers), signal.SIGKILL)
                 elif kind == "node":
                     nodes[node].kill()
