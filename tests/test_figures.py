@@ -98,6 +98,15 @@ def flat(rows: Sequence[TrialRow]) -> pd.DataFrame:
     return pd.DataFrame([{**values, **values.pop("axes")} for values in found])
 
 
+def detected(trials: Sequence[Trial]) -> pd.DataFrame:
+    names = ["layer features.relu (ReLU)", "layer an.even.longer.name.relu (ReLU)", "max softmax"]
+    columns = ["trial_id", "name", "dataset", "value"]
+    frame = pd.DataFrame(
+        itertools.product([trial.id for trial in trials], names, ["in", "out"], range(50)), columns=columns
+    )
+    return frame.assign(value=frame["value"] / 50 + (frame["dataset"] == "out") * 0.5, threshold=0.6)
+
+
 def made(
     suite: Suite,
     trials: Sequence[Trial],
@@ -116,6 +125,7 @@ def made(
         epochs=pd.DataFrame([dataclasses.asdict(epoch) for epoch in all_epochs], columns=columns),
         predictions=lambda ids: pd.concat([stored[id_] for id_ in ids], ignore_index=True),
         classes=names,
+        detections=lambda: detected(trials),
         images=lambda trial, index: np.full((len(index), 8, 8, 3), 90, np.uint8),
     )
 
@@ -130,16 +140,11 @@ def results(load_suite: Load) -> Results:
 
 def options_of(kind: str, results: Results) -> dict[str, Any]:
     """Return what a kind is given besides the results."""
-    n, trial = 6, results.trials[0]
+    n = 6
     rng = np.random.default_rng(0)
     if kind == "gradcam":
         pixels = rng.integers(0, 255, (n, 8, 8, 3), np.uint8)
         return {"images": pixels, "maps": rng.random((n, 8, 8)), "true": [0, 1, 2] * 2, "predicted": [0, 1, 1] * 2}
-    if kind == "activations":
-        frame = pd.DataFrame(itertools.product(["features.relu", "an.even.longer.name.relu"], ["in", "out"], range(50)))
-        frame.columns = ["layer", "dataset", "value"]
-        frame["value"] = frame["value"] / 50 + (frame["dataset"] == "out") * 0.5
-        return {"frame": frame.assign(trial_id=trial.id, threshold=0.6)}
     if kind == "outside":
         groups = [("told rightly: 12 of 40", 12), ("told wrongly: 0 of 40", 0), ("a heading that is longer", 1)]
         pixels = {count: rng.integers(0, 255, (count, 8, 8, 1), np.uint8) for _, count in groups}
@@ -319,7 +324,8 @@ def test_words_keep_a_part(results: Results) -> None:
         ("ranking", {"metric": "test_acuracy"}, "--metric test_acuracy: no such metric; did you mean 'test_accuracy'?"),
         ("curves", {"metric": "los"}, "--metric los: no such metric of epochs; did you mean 'loss'?"),
         ("gallery", {"trial": "mlp/0.01/16/s7"}, "--trial mlp/0.01/16/s7: no finished trial of made is called so"),
-        ("gradcam", {}, "made: cannot draw gradcam: is made from a trial's weights"),
+        ("activations", {"trial": "mlp/0.01/16/s7"}, "--trial mlp/0.01/16/s7: no finished trial of made is called so"),
+        ("gradcam", {"count": 3}, "made: cannot draw gradcam: is made from a trial's weights"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_a_line(
@@ -333,7 +339,7 @@ def test_what_cannot_be_drawn_is_said_in_a_line(
 
 def test_what_is_missing_for_a_kind(load_suite: Load) -> None:
     suite, trials = load_suite(SUITE.replace("lr: [1e-2, 1e-3], train.batch_size: [16, 32]", "augmentation: [none]"))
-    bare = dataclasses.replace(made(suite, trials, epochs=[]), classes=(), images=None)
+    bare = dataclasses.replace(made(suite, trials, epochs=[]), classes=(), images=None, detections=lambda: detected([]))
     assert {kind: reason for kind in PLOTS.names() if (reason := available(kind, bare))} == {
         "curves": "no epochs are stored",
         "lr": "needs an axis lr with several values",
@@ -344,7 +350,7 @@ def test_what_is_missing_for_a_kind(load_suite: Load) -> None:
         "class_report": "needs predictions, and none are stored",
         "gallery": "needs predictions, and none are stored",
         "gradcam": "is made from a trial's weights: `raybench gradcam` does it",
-        "activations": "is made from a trial's weights: `raybench ood --plot` does it",
+        "activations": "needs scores of images from outside: `raybench ood` stores them",
         "outside": "is made from a trial's weights: `raybench ood --samples` does it",
     }
     nothing = made(suite, trials, [row_of(trial, status="failed", test_accuracy=None) for trial in trials])

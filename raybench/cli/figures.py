@@ -72,7 +72,7 @@ def figures() -> dict[str, str]:
 @click.option("--panels", metavar="AXIS", help="grid: the axis with a heat map per value.")
 @click.option("--band", type=click.Choice(["range", "std"]), help="curves: min to max, or mean ± std.")
 @trial_option
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="gallery: so many right and wrong images.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="gallery, gradcam: so many images.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="gallery: of the draw of the images.")
 def plot(
     kind: str,
@@ -86,9 +86,17 @@ def plot(
     """Draw a figure from what a suite's last run stored: nothing is trained again.
 
     AXIS=VALUE words keep a part of the plan: [bold]raybench plot confusion table1 model=model2[/bold]. Only finished
-    trials enter means. The file's path is printed. Neither torch nor Ray is needed.
+    trials enter means. The file's path is printed. Neither torch nor Ray is needed but for gradcam, which is
+    [bold]raybench gradcam[/bold].
     """
     PLOTS.check(kind)
+    given = {name: value for name, value in options.items() if value is not None}
+    if kind == "gradcam" and given.keys() <= {"trial", "count"}:
+        from raybench.cli.weights import gradcam
+
+        context = click.get_current_context()
+        context.invoke(gradcam, suite=suite, cell=cell, results=results, data_dir=data_dir, output=output, **given)
+        return
     from raybench.figures import collect, draw, save
     from raybench.figures.style import check_suffix
 
@@ -102,7 +110,7 @@ def plot(
         found = with_data(found, data_dir)
     elif kind in NEED_NAMES:
         found = with_names(found, data_dir)
-    figure = draw(kind, found, **{name: value for name, value in options.items() if value is not None})
+    figure = draw(kind, found, **given)
     path = output if output.suffix and not output.is_dir() else output / f"{choice.suite.name}-{kind}.png"
     save(figure, path)
     print(path)

@@ -109,7 +109,7 @@ def ood(
     """
     from raybench.figures import collect, draw, save
     from raybench.figures.style import check_suffix
-    from raybench.ood import frame, table
+    from raybench.ood import table
 
     for path in filter(None, (plot, samples)):
         check_suffix(path)
@@ -135,12 +135,10 @@ def ood(
     if plot or samples:
         found = collect(store, choice)
         one = _trial(found, store, trial)
-        rows, scores = rows[rows["trial_id"] == one.id], store.read("activations")[0]
-        scores = scores[scores["trial_id"] == one.id]
         if plot:
-            drawn = frame(rows, scores)
-            save(draw("activations", found, frame=drawn.assign(layer=drawn["name"])), plot)
+            save(draw("activations", found, trial=one.id), plot)
         if samples:
+            rows, scores = (table[table["trial_id"] == one.id] for table in (rows, store.read("activations")[0]))
             some = told(one, rows, scores, asked, images, 8)
             save(draw("outside", found, groups=some.groups, caption=[some.caption]), samples)
 

@@ -27,10 +27,11 @@ def draw(kind: str, results: Results, **options: Any) -> Figure:
     Raises:
         UserError: for an unknown kind or option, or if the results do not hold what it needs.
     """
-    PLOTS.check_options(kind, options)
+    PLOTS.check(kind)
     reason = None if options.keys() & GIVEN else _lacking(kind, results, options)
     if reason:
         raise UserError(f"{results.suite.name}: cannot draw {kind}: {reason}")
+    PLOTS.check_options(kind, options)
     with styled():
         return PLOTS.get(kind)(results, **options)
 
@@ -79,13 +80,19 @@ def _images(results: Results) -> str | None:
     return None if results.images else "needs the test images: name their folder with --data-dir"
 
 
+def _detections(results: Results) -> str | None:
+    scored = set(results.detections()["trial_id"])
+    some = any(trial.id in scored for trial in finished(results))
+    return None if some else "needs scores of images from outside: `raybench ood` stores them"
+
+
 def _weights(command: str) -> Callable[[Results], str | None]:
     return lambda _: f"is made from a trial's weights: `raybench {command}` does it"
 
 
 AXES = {"box": ("axis",), "heatmap": ("rows", "columns"), "grid": ("rows", "columns", "panels")}
 """Options of kinds that name axes; for each that is not given there must be one with several values."""
-GIVEN = {"maps", "frame", "groups"}
+GIVEN = {"maps", "groups"}
 """Options with which a figure is drawn from what it is given, whatever the results hold."""
 NEEDS: dict[str, tuple[Callable[[Results], str | None], ...]] = {
     "curves": (_finished, _epochs),
@@ -95,7 +102,7 @@ NEEDS: dict[str, tuple[Callable[[Results], str | None], ...]] = {
     "class_report": (_finished, _predictions),
     "gallery": (_finished, _predictions, _images),
     "gradcam": (_weights("gradcam"),),
-    "activations": (_weights("ood --plot"),),
+    "activations": (_finished, _detections),
     "outside": (_weights("ood --samples"),),
 }
 """What `Results` must hold for a kind; the others need a finished trial."""

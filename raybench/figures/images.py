@@ -19,6 +19,9 @@ from raybench.figures.classes import find_trial
 from raybench.figures.results import Results, doubts, finished
 from raybench.figures.style import COLORS, COLUMN, PAGE, finish, heading, sheet
 
+BINS = 40
+"""Of a histogram."""
+
 IN_ROW = 8
 """Images side by side in a gallery."""
 
@@ -135,45 +138,43 @@ def _image(panel: Axes, image: NDArray[np.uint8]) -> None:
     panel.imshow(pixels, interpolation="none")
 
 
-def activations(results: Results, *, frame: pd.DataFrame, bins: int = 40) -> Figure:
-    """Histograms of what a layer makes of images of the data and from outside, with the threshold between them.
+def activations(results: Results, *, trial: str = "") -> Figure:
+    """Histograms of the scores of images of the data and from outside, a panel per score, with the threshold between
+    them.
 
     Args:
-        frame: a row per image: ``trial_id``; ``layer`` (or ``score`` where that is None); ``dataset``, ``in`` or
-            ``out`` of the data; ``value``; and ``threshold``, the same for a trial and layer.
-        bins: of each histogram.
+        trial: id or name; by default the first one of the table that has any.
     """
-    named = frame.assign(panel=frame["layer"].fillna(frame["score"]) if "score" in frame else frame["layer"])
-    groups = list(named.groupby(["trial_id", "panel"], sort=False))
-    if not groups:
-        raise UserError(f"{results.suite.name}: no activations to draw")
-    names = {trial.id: trial.name for trial in results.trials}
+    frame = results.detections()
+    scored = [each for each in finished(results) if each.id in set(frame["trial_id"])]
+    one = find_trial(results, trial) if trial else scored[0]
+    if one not in scored:
+        raise UserError(f"--trial {trial}: has no scores of images from outside: `raybench ood` stores them")
+    scores = frame[frame["trial_id"] == one.id]
+    groups = list(scores.groupby("name", sort=False))
     columns = min(3, len(groups))
     width = {1: COLUMN * 1.1, 2: PAGE * 0.8}.get(columns, PAGE)
     figure, grid = sheet(len(groups), columns=columns, width=width, height=1.9, share=False)
-    several = frame["trial_id"].nunique() > 1
-    for number, (panel, ((trial, layer), group)) in enumerate(zip(grid, groups, strict=True)):
-        edges = list(np.histogram_bin_edges(group["value"], bins))
+    for number, (panel, (name, group)) in enumerate(zip(grid, groups, strict=True)):
+        edges = list(np.histogram_bin_edges(group["value"], BINS))
         for index, part in enumerate(("in", "out")):
             panel.hist(
                 group["value"][group["dataset"] == part], edges, density=True, histtype="stepfilled", **_bars(index)
             )
         panel.axvline(float(group["threshold"].iloc[0]), color="black", linestyle="--", linewidth=1)
-        title = f"{names.get(str(trial), str(trial))}: {layer}" if several else str(layer)
-        heading(panel, title, (width - 0.5) / columns)
+        heading(panel, str(name), (width - 0.5) / columns)
         panel.set_xlabel("value of the score" if number >= len(groups) - columns else "")
         panel.set_ylabel("density" if number % columns == 0 else "")
         panel.tick_params(labelleft=False, left=False)
         panel.grid(visible=False)
-    sizes = named.groupby(["trial_id", "panel", "dataset"]).size().groupby("dataset").max()
+    sizes = groups[0][1]["dataset"].value_counts()
     handles: list[Artist] = [
         Patch(**_bars(index), label=f"{name} (n = {int(sizes.get(part, 0)):,})")
         for index, (part, name) in enumerate({"in": "images of the data", "out": "images from outside"}.items())
     ]
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1, label="threshold"))
-    ids = [] if several else [f"trial {names.get(id_, id_)}" for id_ in frame["trial_id"].unique()]
     title = f"{results.suite.name}: scores of images of the data and from outside"
-    return finish(figure, title, [*ids, *doubts(results)], handles)
+    return finish(figure, title, [f"trial {one.name} ({one.id})", *doubts(results)], handles)
 
 
 def _bars(index: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raybench import plan
+from raybench import ood, plan
 from raybench.axes import Label, find_label
 from raybench.cells import cells_of, warnings_of
 from raybench.errors import UserError, did_you_mean
@@ -47,6 +47,8 @@ class Results:
     """Their epochs, columns as in `raybench.records.EpochRow`."""
     predictions: Callable[[Sequence[str]], pd.DataFrame]
     """Reads the test images of the trials with these ids: columns `PREDICTED`."""
+    detections: Callable[[], pd.DataFrame]
+    """Reads the judged images of the data and from outside of it, as `raybench.ood.frame` returns them."""
     classes: tuple[str, ...] = ()
     """Names of the classes, or "0", "1", ... where they are unknown; nothing where no predictions are stored."""
     images: Callable[[Trial, np.ndarray], np.ndarray] | None = None
@@ -93,12 +95,17 @@ def collect(
         ]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(PREDICTED))
 
+    def detections() -> pd.DataFrame:
+        rows, scores = store.read("ood")[0], store.read("activations")[0]
+        return ood.frame(rows, scores[scores["trial_id"].isin(ids)])
+
     results = Results(
         suite=choice.suite,
         trials=trials,
         rows=rows[rows["trial_id"].isin(ids)].drop_duplicates("trial_id", keep="last"),
         epochs=epochs[epochs["trial_id"].isin(ids)].drop_duplicates(["trial_id", "epoch"], keep="last"),
         predictions=predictions,
+        detections=detections,
         images=images,
         damaged=(*damaged, *more),
     )
