@@ -104,7 +104,7 @@ def detected(trials: Sequence[Trial]) -> pd.DataFrame:
     frame = pd.DataFrame(
         itertools.product([trial.id for trial in trials], names, ["in", "out"], range(50)), columns=columns
     )
-    return frame.assign(value=frame["value"] / 50 + (frame["dataset"] == "out") * 0.5, threshold=0.6)
+    return frame.assign(value=(frame["value"] + (frame["dataset"] == "out") * 25) / 4000 + 0.0067, threshold=0.015)
 
 
 def made(

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from raybench.errors import UserError
@@ -165,6 +166,7 @@ def activations(results: Results, *, trial: str = "") -> Figure:
         heading(panel, str(name), (width - 0.5) / columns)
         panel.set_xlabel("value of the score" if number >= len(groups) - columns else "")
         panel.set_ylabel("density" if number % columns == 0 else "")
+        panel.xaxis.set_major_locator(MaxNLocator(4))  # small numbers have long labels
         panel.tick_params(labelleft=False, left=False)
         panel.grid(visible=False)
     sizes = groups[0][1]["dataset"].value_counts()
