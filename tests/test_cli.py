@@ -270,6 +270,9 @@ def test_a_run_that_stops_says_what_is_left_and_how_to_go_on(
         f"{said}, 6 trials to go: the same command goes on from here\n"
     )
     assert (given[0].budget, given[0].max_trials) == (3600, 5)
+    Path("results/small/weights").mkdir()
+    Path("results/small/weights/t0.safetensors").write_bytes(b"")
+    assert "stored in results/small: trials, epochs, predictions, weights\n" in raybench("run", "small.yaml").err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -140,7 +140,8 @@ def run(
     finally:
         store.close()
     show(make_table(rows, choice.suite, trials), format)
-    console.print(f"stored in {store.folder}: trials, epochs, predictions", soft_wrap=True)
+    kinds = ["trials", "epochs", "predictions", *(["weights"] if store.kept_weights() else [])]
+    console.print(f"stored in {store.folder}: {', '.join(kinds)}", soft_wrap=True)
     stored = rows[rows["trial_id"].isin([trial.id for trial in trials])]
     failed = int((stored["status"] == "failed").sum())
     if end != "finished":
