@@ -117,13 +117,14 @@ def rows_of(
 
 
 def frame(rows: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the judged images of ``activations/``, each with the ``threshold`` of its trial and score in ``ood/``, and
-    the score's name for people as ``name``."""
+    """Return the judged images of ``activations/``, each with the ``threshold`` of its trial and score in ``ood/``, the
+    score's name for people as ``name``, and that of the dataset outside as ``outside``."""
     keys = ["trial_id", "score", "layer"]
     of = zip(*(_filled(rows)[column] for column in ("score", "layer", "kind")), strict=True)
     names = [f"layer {layer} ({kind})" if kind else NAMES[score] for score, layer, kind in of]
     # pandas takes nulls for equal
-    return scores[scores["judged"]].merge(rows[[*keys, "threshold"]].assign(name=names), on=keys)
+    known = rows[[*keys, "threshold"]].assign(name=names, outside=rows["dataset"])
+    return scores[scores["judged"]].merge(known, on=keys)
 
 
 def _filled(rows: pd.DataFrame) -> pd.DataFrame:

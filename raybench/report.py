@@ -98,13 +98,14 @@ class Origin:
     values: tuple[tuple[str, int], ...]
 
 
-def report(store: Store, choice: Choice, results: Results) -> str:
+def report(store: Store, choice: Choice, results: Results, given: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """Return the report of what is stored of ``choice``, as the text of an HTML file.
 
     The same results give the same text: it has no date of its own.
 
     Args:
         results: what is drawn, `collect(store, choice)`; with the images of the dataset too where they can be had.
+        given: options of kinds that are drawn from more than what is stored.
 
     Raises:
         UserError: if the results cannot be read.
@@ -121,7 +122,7 @@ def report(store: Store, choice: Choice, results: Results) -> str:
     summary = summarize(rows, suite, trials)
     statistics = tables(find_cells(rows, suite, trials), suite.name, Question())
     said = itertools.chain.from_iterable(table.warnings for table in (summary, *statistics.values()))
-    drawn, not_drawn = _figures(results)
+    drawn, not_drawn = _figures(results, given or {})
     script = _source(SCRIPT)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
@@ -166,15 +167,15 @@ def _counts(stored: Iterable[Row], planned: int) -> str:
     return f"{planned:,} trials planned: {', '.join([*parts, *([f'{left:,} not run yet'] if left else [])])}"
 
 
-def _figures(results: Results) -> tuple[list[Drawn], list[tuple[str, str]]]:
+def _figures(results: Results, given: Mapping[str, Mapping[str, Any]]) -> tuple[list[Drawn], list[tuple[str, str]]]:
     """Return every figure that the results allow, and of the others why they do not."""
     drawn, not_drawn = [], []
     for kind in PLOTS.names():
-        if reason := available(kind, results):
+        if kind not in given and (reason := available(kind, results)):
             not_drawn.append((kind, reason))
         else:
             about = (PLOTS.get(kind).__doc__ or "").strip().partition("\n")[0]
-            figure = draw(kind, results)
+            figure = draw(kind, results, **given.get(kind, {}))
             drawn.append(Drawn(kind, about, Markup(svg(figure)), round(72 * figure.get_figwidth(), 1)))
     return drawn, not_drawn
 

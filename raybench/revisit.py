@@ -145,6 +145,7 @@ def detect(
     ended = finished(store)
     stored, _ = store.read("ood", ["trial_id", "settings"])
     done = {*stored["trial_id"][stored["settings"] == settings_text(ood)]}
+    done &= {*store.read("activations", ["trial_id"])[0]["trial_id"]}  # unless their file is damaged
     here = (store.kept_weights() & ended.keys()) - done
     todo = [trial for trial in trials if trial.id in here]
     for number, trial in enumerate(todo, start=1):
@@ -214,8 +215,13 @@ def told(
 
     Args:
         rows, scores: of ``ood/`` and ``activations/``; of the trial's scores, the one with the best accuracy counts.
+
+    Raises:
+        UserError: if it has none.
     """
     best = rows[rows["trial_id"] == trial.id].sort_values("accuracy", ascending=False, kind="stable").iloc[:1]
+    if best.empty:
+        raise UserError(f"trial {trial.id} ({trial.name}): its weights were not kept, so it has no scores")
     judged = ood_frame(best, scores)
     accepted = judged["value"].astype(float) >= judged["threshold"]
     own = images.source(trial.typed().dataset)

@@ -364,7 +364,9 @@ def test_plan_of_a_smoke_run_is_another(raybench: Raybench) -> None:
 
 def test_plan_says_what_the_trials_need_and_how_long_the_longest_is(raybench: Raybench) -> None:
     grid = ["--set", "compare={model: [mlp], train.epochs: [2, 7]}"]
-    assert "\neach trial: 1 process of 1 CPU and 0 GPUs, at most 7 epochs\n" in raybench("plan", "quickstart", *grid).out
+    assert (
+        "\neach trial: 1 process of 1 CPU and 0 GPUs, at most 7 epochs\n" in raybench("plan", "quickstart", *grid).out
+    )
     variants = "{short: {train: {epochs: 2}}, long: {train: {epochs: 7}}, wide: {resources: {workers: 2}}}"
     grid = ["--set", f"compare={{model: [mlp], variant: {variants}}}"]
     lines = raybench("plan", "quickstart", *grid).out.splitlines()

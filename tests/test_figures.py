@@ -104,7 +104,9 @@ def detected(trials: Sequence[Trial]) -> pd.DataFrame:
     frame = pd.DataFrame(
         itertools.product([trial.id for trial in trials], names, ["in", "out"], range(50)), columns=columns
     )
-    return frame.assign(value=(frame["value"] + (frame["dataset"] == "out") * 25) / 4000 + 0.0067, threshold=0.015)
+    return frame.assign(
+        value=(frame["value"] + (frame["dataset"] == "out") * 25) / 4000 + 0.0067, threshold=0.015, outside="svhn"
+    )
 
 
 def made(

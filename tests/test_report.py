@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from raybench import cli, plan
+from raybench import cli, ood, plan
 from raybench import suite as suites
 from raybench.figures import collect
 from raybench.plan import Choice, Trial
-from raybench.records import EpochRow, Outcome, Predictions, TrialRow
+from raybench.records import Activations, EpochRow, Outcome, Predictions, TrialRow
 from raybench.registry import PLOTS, Registry
 from raybench.report import SCRIPT, _source, report
 from raybench.store import Store
-from raybench.suite import shipped_suites
+from raybench.suite import OutOfDistribution, shipped_suites
 from raybench.yamlfile import Complaints, parse_yaml
 
 HOSTILE = "</script></style><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
@@ -417,6 +417,27 @@ def test_a_mistake_is_one_line(raybench: Callable[..., Result], arguments: list[
 def test_what_is_stored_is_read_without_torch_and_ray(commands: list[str], tmp_path: Path) -> None:
     run(tmp_path / "results", small(tmp_path))
     without_torch(tmp_path, *commands)
+
+
+def test_scores_of_images_from_outside_are_drawn_and_reported_without_torch(tmp_path: Path) -> None:
+    choice = small(tmp_path)
+    store, trial = run(tmp_path / "results", choice), choice.trials({})[1]
+    scores = Activations(
+        score="energy",
+        layer=None,
+        dataset=np.repeat(["in", "out"], 20),
+        index=np.tile(np.arange(20, dtype=np.int32), 2),
+        judged=np.tile([False, True], 20),
+        value=np.arange(40, dtype=np.float32),
+    )
+    outside = OutOfDistribution.model_validate({"dataset": "svhn"})
+    store.open()
+    store.write_detection(trial.id, ood.rows_of(trial.id, outside, "fedc", [scores], {}), [scores])
+    store.close()
+    without_torch(tmp_path, "plot activations small -o drawn.svg", "report small -o report.html")
+    drawn = (tmp_path / "drawn.svg").read_text()
+    assert f"trial {trial.name} ({trial.id}); images from outside: svhn" in drawn and "(n = 10)" in drawn
+    assert '<figure id="figure-activations">' in (tmp_path / "report.html").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from raybench.datasets import Images as Arrays
 from raybench.errors import DataError, UserError
 from raybench.job import prepare
 from raybench.plan import Choice, Trial, snapshot
-from raybench.revisit import Images, detect, finished, look, network_of
+from raybench.revisit import Images, detect, finished, look, network_of, told
 from raybench.store import Store
 from raybench.suite import Suite, load
 from raybench.trained import in_shape
@@ -132,6 +132,12 @@ def test_finished_trials_with_weights_are_asked_once(
     finally:
         store.close()
     assert said == ["small_cnn/s0 (1 of 3)", "mlp/s0 (2 of 3)", "small_cnn/s1 (3 of 3)"]
+    (store.folder / "activations" / f"{trials[0].id}.parquet").write_bytes(b"torn")
+    store.open()
+    try:
+        assert detect(suite.ood, trials, store, images) == 1, "what cannot be read is made again"
+    finally:
+        store.close()
     rows, scores = store.read("ood")[0], store.read("activations")[0]
     one = rows[rows["trial_id"] == trials[0].id]
     assert one["layer"].fillna("–").tolist() == ["1", "4", "7", "–", "–"]
@@ -258,6 +264,16 @@ def test_the_command_prints_and_draws(raybench: Callable[..., tuple[int, str, st
     assert row["accuracy"] == pytest.approx(shares.mean())
 
 
+def test_a_trial_without_scores_has_no_samples(store: Store, suite: Suite, trials: list[Trial], images: Images) -> None:
+    assert suite.ood
+    rows, scores = store.read("ood")[0], store.read("activations")[0]
+    with pytest.raises(UserError) as failed:
+        told(trials[3], rows, scores, suite.ood, images, 2)
+    assert str(failed.value) == (
+        f"trial {trials[3].id} ({trials[3].name}): its weights were not kept, so it has no scores"
+    )
+
+
 def test_judged_images_with_their_thresholds(store: Store) -> None:
     rows, scores = store.read("ood")[0], store.read("activations")[0]
     found = ood.frame(rows, scores)
@@ -294,10 +310,37 @@ def test_gradcam_draws_a_picture(raybench: Callable[..., tuple[int, str, str]], 
     assert raybench("gradcam", "seen", "--count", "1", "--right")[:2] == (0, "seen-gradcam.png\n")
 
 
+def test_gradcam_as_a_kind_of_figure_and_in_the_report(
+    raybench: Callable[..., tuple[int, str, str]], home: Path
+) -> None:
+    pytest.importorskip("captum", reason="no captum: pip install 'raybench[explain]'")
+    assert raybench("gradcam", "seen", "--count", "2", "-o", "own.svg")[0] == 0
+    assert raybench("plot", "gradcam", "seen", "--count", "2", "-o", "kind.svg")[:2] == (0, "kind.svg\n")
+    assert (home / "kind.svg").read_bytes() == (home / "own.svg").read_bytes()
+    shown = {}
+    for name, options in {"with": ["--gradcam"], "without": []}.items():
+        assert raybench("report", "seen", *options, "-o", f"{name}.html")[:2] == (0, f"{name}.html\n")
+        shown[name] = '<figure id="figure-gradcam">' in (home / f"{name}.html").read_text(encoding="utf-8")
+    assert shown == {"with": True, "without": False}
+
+
+@pytest.mark.parametrize("command", [("gradcam", "seen"), ("plot", "gradcam", "seen"), ("ood", "seen")])
+def test_networks_cannot_be_asked_without_torch(
+    raybench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message = "this asks trained networks, and needs PyTorch: pip install torch torchvision"
+    assert raybench(*command) == (2, "", f"raybench: {message}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("ood", "seen", "--layer", "1"), "--layer: goes with --dataset; the suite names its own under ood.layers"),
+        (
+            ("plot", "gradcam", "seen", "--seed", "3"),
+            "--seed: is no option of gradcam, which has --trial and --count",
+        ),
         (("ood", "seen", "--dataset", "svnh"), "unknown dataset 'svnh'; did you mean 'svhn'?"),
         (
             ("gradcam", "seen", "model=mlp"),

@@ -91,8 +91,11 @@ def plot(
     """
     PLOTS.check(kind)
     given = {name: value for name, value in options.items() if value is not None}
-    if kind == "gradcam" and given.keys() <= {"trial", "count"}:
+    if kind == "gradcam":
         from raybench.cli.weights import gradcam
+
+        if unknown := given.keys() - {"trial", "count"}:
+            raise UserError(f"--{min(unknown)}: is no option of gradcam, which has --trial and --count")
 
         context = click.get_current_context()
         context.invoke(gradcam, suite=suite, cell=cell, results=results, data_dir=data_dir, output=output, **given)

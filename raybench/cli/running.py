@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raybench.plan import Choice
-    from raybench.settings import Resources
+    from raybench.settings import Resources, TrainSettings
     from raybench.store import Store
 
 
@@ -243,15 +243,16 @@ def plan(
     if len(trials) < planned:
         out.print(f"{len(trials)} of them are known by now: the others follow from how these end")
     needs: Counter[str] = Counter()
-    longest: Counter[str] = Counter()  # of the trials with the same needs
+    longest: dict[str, TrainSettings] = {}  # of the trials with the same needs
     for _, _, members in planning.cells(trials):
         typed = members[0].typed()
         need = _needs(typed.resources)
         needs[need] += len(members)
-        longest[need] = max(longest[need], typed.train.planned_epochs)
+        longest[need] = max(longest.get(need, typed.train), typed.train, key=lambda train: train.planned_epochs)
     for need, count in needs.items():
-        epochs = "1 epoch" if longest[need] == 1 else f"{longest[need]} epochs"
-        length = f"{epochs} of two batches" if smoke else epochs
+        train = longest[need]
+        epochs = "1 epoch" if train.planned_epochs == 1 else f"{train.planned_epochs} epochs"
+        length = f"{epochs} of two batches" if train.smoke else epochs
         who = "each trial" if len(needs) == 1 else f"{count} of the trials"
         out.print(f"{who}: {need}, at most {length}")
     seeds = len(choice.seeds())

@@ -345,14 +345,16 @@ def show_parts(tables: Mapping[str, Table], parts: tuple[str, ...], format: str)
     metavar="FILE",
     help="Where to write it; by default report.html beside the results.",
 )
-def report(suite: str, results: str | Path, data_dir: Path, output: Path | None) -> None:
+@click.option("--gradcam", is_flag=True, help="Draw Grad-CAM too, of a trial whose weights were kept: needs torch.")
+def report(suite: str, results: str | Path, data_dir: Path, output: Path | None, gradcam: bool) -> None:
     """Write one HTML file of what a suite's last run stored: tables, figures, trials, failures, provenance.
 
     Give a suite (its folder below --results is read) or a folder of results. The file needs no network and no other
     file; where the dataset lies in --data-dir it has the names of the classes and test images too. Neither torch nor
-    Ray is needed.
+    Ray is needed, but for --gradcam.
     """
     from raybench.cli.figures import with_data
+    from raybench.cli.weights import looked
     from raybench.figures import collect
     from raybench.report import report as make_report
 
@@ -362,11 +364,14 @@ def report(suite: str, results: str | Path, data_dir: Path, output: Path | None)
         found = with_data(found, data_dir)
     except UserError as error:
         progress().print(f"without images and names of classes: {error}", style="yellow", soft_wrap=True)
+    given = {}
+    if gradcam:
+        _, given["gradcam"] = looked(found, store, data_dir, None, None, 16, "any")
     file = output or store.folder / "report.html"
     try:
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(make_report(store, choice, found).encode())
+        file.write_bytes(make_report(store, choice, found, given).encode())
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror or error}; choose another file with -o") from None
     print(file)

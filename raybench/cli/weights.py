@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -56,25 +56,39 @@ def gradcam(
         check_suffix(output)
     store, choice = stored(suite, results)
     found = collect(store, choice, cell)
-    one = _trial(found, store, trial)
+    classes, options = looked(found, store, data_dir, trial, layer, count, which or "any")
+    path = output if named else output / f"{choice.suite.name}-gradcam.png"
+    save(draw("gradcam", replace(found, classes=classes), **options), path)
+    print(path)
+
+
+def looked(
+    results: Results, store: Store, data_dir: Path, trial: str | None, layer: str | None, count: int, which: str
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the names of the classes, and the options of a Grad-CAM figure of one trial."""
+    one = _trial(results, store, trial)
+    need_torch()
     from raybench.revisit import Images, look
     from raybench.suite import import_modules
 
-    import_modules(choice.suite)
+    import_modules(results.suite)
     with progress().status("looking"):
-        looks = look(one, store, Images(data_dir), count=count, which=which or "any", layer=layer)  # type: ignore[arg-type]
-    figure = draw(
-        "gradcam",
-        replace(found, classes=looks.classes),
-        images=looks.images,
-        maps=looks.maps,
-        true=looks.true.tolist(),
-        predicted=looks.predicted.tolist(),
-        caption=[f"trial {one.name} ({one.id}), layer {looks.layer}"],
-    )
-    path = output if named else output / f"{choice.suite.name}-gradcam.png"
-    save(figure, path)
-    print(path)
+        looks = look(one, store, Images(data_dir), count=count, which=which, layer=layer)  # type: ignore[arg-type]
+    return looks.classes, {
+        "images": looks.images,
+        "maps": looks.maps,
+        "true": looks.true.tolist(),
+        "predicted": looks.predicted.tolist(),
+        "caption": [f"trial {one.name} ({one.id}), layer {looks.layer}"],
+    }
+
+
+def need_torch() -> None:
+    """Raise `UserError` where PyTorch is not installed, as on a machine that only reads results."""
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise UserError("this asks trained networks, and needs PyTorch: pip install torch torchvision") from None
 
 
 @app.command()
@@ -116,6 +130,7 @@ def ood(
     store, choice = stored(suite, results)
     asked = _asked(choice.suite, dataset, layers)
     trials = choice.trials(store.ended(failed=True))
+    need_torch()
     from raybench.revisit import Images, detect, told
     from raybench.store import read_snapshot
     from raybench.suite import import_modules

@@ -140,8 +140,9 @@ def _image(panel: Axes, image: NDArray[np.uint8]) -> None:
 
 
 def activations(results: Results, *, trial: str = "") -> Figure:
-    """Histograms of the scores of images of the data and from outside, a panel per score, with the threshold between
-    them.
+    """Histograms of what scores say of images of the data and from outside, with the threshold between them.
+
+    A panel per score of one trial.
 
     Args:
         trial: id or name; by default the first one of the table that has any.
@@ -176,7 +177,12 @@ def activations(results: Results, *, trial: str = "") -> Figure:
     ]
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1, label="threshold"))
     title = f"{results.suite.name}: scores of images of the data and from outside"
-    return finish(figure, title, [f"trial {one.name} ({one.id})", *doubts(results)], handles)
+    return finish(
+        figure,
+        title,
+        [f"trial {one.name} ({one.id}); images from outside: {scores['outside'].iloc[0]}", *doubts(results)],
+        handles,
+    )
 
 
 def _bars(index: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,6 +96,7 @@ def collect(
         ]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(PREDICTED))
 
+    @functools.cache
     def detections() -> pd.DataFrame:
         rows, scores = store.read("ood")[0], store.read("activations")[0]
         return ood.frame(rows, scores[scores["trial_id"].isin(ids)])
