@@ -242,10 +242,14 @@ def test_an_interrupted_start_leaves_nothing(kept: LocalCluster, fake_ray) -> No
     fake_ray("kill -INT $(cat $PIDFILE); sleep 1000")
     pidfile = kept.folder.parent / "pid"
     pidfile.write_text(str(os.getpid()))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIDFILE", str(pidfile))
-        with pytest.raises(KeyboardInterrupt):
-            up(kept)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PIDFILE", str(pidfile))
+            with pytest.raises(KeyboardInterrupt):
+                up(kept)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not kept.folder.exists()
 
 

@@ -96,8 +96,8 @@ def plot(
 
         if unknown := given.keys() - {"trial", "count"}:
             raise UserError(f"--{min(unknown)}: is no option of gradcam, which has --trial and --count")
-
         context = click.get_current_context()
+        assert context is not None
         context.invoke(gradcam, suite=suite, cell=cell, results=results, data_dir=data_dir, output=output, **given)
         return
     from raybench.figures import collect, draw, save
