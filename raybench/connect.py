@@ -38,6 +38,11 @@ ACTOR_ENVIRONMENT = {
 }
 PASSED_ON = ("RAY_TRAIN_ENABLE_STATE_TRACKING",)
 """What Ray reads in trials and the user may have set here. It lets worker groups be listed, by an actor that stays."""
+PRELOADED = {"RAY_preload_python_modules": "raybench.actor"}
+"""Ray starts a process for every CPU at once, and gives them to the first actors if these ask for no environment of
+their own. So on this machine the environment is Ray's own, and PyTorch is loaded by the time an actor is asked for."""
+PRELOADED_CPUS = 16
+"""On a machine with more, that many processes would hold PyTorch (0.3 GB each) and few of them ever train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +124,18 @@ def connect(
         raise UserError(f"--address {address}: is a dashboard: send the suite there with raybench submit")
     if address not in ("local", "auto"):
         _knock(address)
-    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    environment: dict[str, Any] = {"env_vars": {**ACTOR_ENVIRONMENT, **passed_on}}
-    if ship and address != "local":
-        environment |= {"py_modules": [str(path) for path in ship], "excludes": ["__pycache__", "*.pyc"]}
+    here, environment = _environments(address, ship)
     about = {"raybench": __version__, "suite": suite, "job_name": f"raybench {suite}", "submitted_by": whoami()}
     with contextlib.ExitStack() as stack:
         elsewhere = sys.stderr if verbose else stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(contextlib.redirect_stdout(elsewhere))
         try:
-            with contextlib.nullcontext() if verbose or address == "local" else _silent():
+            with _with_environment(here), contextlib.nullcontext() if verbose or address == "local" else _silent():
                 context = ray.init(
                     address=address,
                     log_to_driver=verbose,
                     logging_level=logging.INFO if verbose else logging.ERROR,
-                    runtime_env=environment,
+                    runtime_env=environment or None,
                     job_config=JobConfig(metadata=about) if suite else None,
                     **({"dashboard_host": "127.0.0.1"} if address == "local" else {}),
                 )
@@ -149,6 +151,33 @@ def connect(
             dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
             grows_to=ray._private.state.state.get_max_resources_from_cluster_config() or {},  # private
         )
+
+
+def _environments(address: str, ship: Sequence[Path]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the variables that Ray is to be started with here, and the runtime environment of the job."""
+    if address == "local":
+        preloaded = PRELOADED if (os.cpu_count() or 1) <= PRELOADED_CPUS else {}
+        return {**ACTOR_ENVIRONMENT, **preloaded}, {}
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment: dict[str, Any] = {"env_vars": {**ACTOR_ENVIRONMENT, **passed_on}}
+    if ship:
+        environment |= {"py_modules": [str(path) for path in ship], "excludes": ["__pycache__", "*.pyc"]}
+    return {}, environment
+
+
+@contextmanager
+def _with_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have these variables in the environment, for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -6,14 +6,16 @@ import contextlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rich.console import Console
 
 from raybench import shipping
 from raybench.axes import Label
+from raybench.beside import beside
 from raybench.checkpoint import Checkpoints
 from raybench.errors import DataError
 from raybench.job import Job, prepare, source_key
@@ -25,6 +27,9 @@ from raybench.settings import TrialSettings
 from raybench.store import Store
 from raybench.track import open_trackers
 from raybench.trial import pruned
+
+if TYPE_CHECKING:
+    from raybench.connect import Cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,21 +92,28 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         return "finished"
     trackers = tuple(dict.fromkeys((*suite.track, *options.track)))
     tracking = open_trackers(trackers, suite.name, store.folder, lambda line: console.print(line, style="yellow"))
-    with console.status("preparing") as status:
-        job = prepare(suite, sweep.todo, options.data_dir, status.update)
-        for note in job.notes:
-            console.print(f"WARNING: {note}", style="yellow", markup=False, soft_wrap=True)
-        _refuse_other_data(job, store)
-        store.keep(snapshot(choice))
-        status.update("loading Ray")
-        from raybench import schedule  # seconds: not for a run that has nothing to do
-        from raybench.gauges import Gauges
+
+    def connected() -> AbstractContextManager[Cluster]:
+        from raybench.connect import connect  # loads Ray: seconds, not for a run that has nothing to do
+
+        ship = [*shipping.modules(suite), *([shipping.package()] if options.ship else [])]
+        return connect(options.address, suite=suite.name, ship=ship, checked=True, verbose=options.verbose)
+
     with contextlib.ExitStack() as stack:
-        with console.status("starting Ray" if options.address == "local" else f"joining Ray at {options.address}"):
-            ship = [*shipping.modules(suite), *([shipping.package()] if options.ship else [])]
-            cluster = stack.enter_context(
-                schedule.connect(options.address, suite=suite.name, ship=ship, checked=True, verbose=options.verbose)
-            )
+        local = options.address == "local"
+        with console.status("preparing") as status:
+            # Ray's own start is mostly waiting. Another's cluster is not asked before all is well here.
+            started = stack.enter_context(beside(connected)) if local else None
+            job = prepare(suite, sweep.todo, options.data_dir, status.update)
+            for note in job.notes:
+                console.print(f"WARNING: {note}", style="yellow", markup=False, soft_wrap=True)
+            _refuse_other_data(job, store)
+            store.keep(snapshot(choice))
+            status.update("loading Ray")
+            from raybench import schedule
+            from raybench.gauges import Gauges
+        with console.status("starting Ray" if local else f"joining Ray at {options.address}"):
+            cluster = started() if started else stack.enter_context(connected())
         slots = cluster.slots(sweep.todo[0].typed().resources)
         nodes = len(cluster.nodes)
         console.print(
@@ -114,7 +126,6 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         followers = gauges, tracking
         for follower in followers:
             stack.callback(follower.close)
-        local = options.address == "local"  # elsewhere, what lies in this folder may be another file
         while sweep.todo:
             job = replace(job, checkpoints=options.checkpoints)
             recorder = _Recorder(sweep, store, watch, budget, options.checkpoints, followers)
@@ -127,6 +138,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
                     budget=budget,
                     max_concurrent=options.max_concurrent,
                     imports=suite.imports,
+                    # Elsewhere, what lies in this folder may be another file.
                     paths=[str(suite.folder.resolve())] if suite.imports and local else [],
                     verbose=options.verbose,
                 )

@@ -39,6 +39,7 @@ import ray
 from ray import tune
 from ray.air.execution._internal import RayActorManager  # private
 from ray.tune.execution import tune_controller  # private
+from ray.tune.execution.class_cache import _ActorClassCache  # private
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
@@ -440,7 +441,18 @@ class _ActorManager(RayActorManager):  # type: ignore[misc]
         super()._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=exception)
 
 
+class _ActorClasses(_ActorClassCache):  # type: ignore[misc]
+    """Asks for no environment of their own for actors on a cluster that was started here, where every process has the
+    right one: only then does Ray give them the processes that it has started already."""
+
+    def get(self, trainable_cls: type[tune.Trainable]) -> Any:
+        if ray.get_runtime_context().runtime_env:
+            return super().get(trainable_cls)
+        return self._cache.setdefault(trainable_cls, ray.remote(trainable_cls))
+
+
 tune_controller.RayActorManager = _ActorManager
+tune_controller._ActorClassCache = _ActorClasses
 
 
 class _Named:
