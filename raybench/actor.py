@@ -41,9 +41,10 @@ from raybench import gauges
 from raybench.job import Job
 from raybench.plan import Trial
 from raybench.records import EpochRow, Outcome, TrialRow
+from raybench.rows import planned_row
 from raybench.settings import Resources
 from raybench.train import World
-from raybench.trial import failed, planned_row
+from raybench.trial import failed
 
 KV = b"raybench"
 STOP_SECONDS = 60

@@ -20,11 +20,12 @@ from raybench.data import Source, TrialData, load, trial_data
 from raybench.errors import DataError, SuiteError, UserError
 from raybench.plan import Trial
 from raybench.records import Outcome, TrialRow
+from raybench.rows import planned_row
 from raybench.settings import DatasetSettings, TrialSettings
 from raybench.shipping import git_state
 from raybench.suite import Suite
 from raybench.train import Report, Statistics, World, choose_trained
-from raybench.trial import failed, fit_augmentation, planned_row, run_trial
+from raybench.trial import failed, fit_augmentation, run_trial
 
 
 @dataclass(frozen=True, slots=True)

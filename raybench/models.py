@@ -37,14 +37,16 @@ def build(model: ModelSettings, shape: Shape, classes: int) -> nn.Module:
 
 
 def check(model: ModelSettings, shape: Shape, classes: int) -> nn.Module | None:
-    """Raise `UserError` unless the network can be built and maps such images to logits; return one without numbers.
+    """Raise `UserError` unless the network can be built and maps such images to logits; return one to be looked at.
 
-    It runs on torch's meta device, which knows shapes and no numbers: quick for large networks too. A file of weights
-    must be there, but is not read; pretrained weights are not looked for. None where only real images can tell.
+    Networks of timm run on torch's meta device, which knows shapes and no numbers: quick for large ones too. The others
+    are small, and on that device they would cost 1.3 s, for which torch loads its compiler. A file of weights must be
+    there, but is not read; pretrained weights are not looked for. None where only real images can tell.
     """
     builder = _builder(model)  # outside: what importing makes must not land on the meta device
+    device = "meta" if model.name.startswith(TIMM) else "cpu"
     try:
-        with torch.device("meta"), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
             network = builder(shape, classes, **model.options).eval()
             logits = network(torch.zeros(2, *shape))
     except _MISFIT as error:

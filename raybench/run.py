@@ -16,20 +16,20 @@ from rich.console import Console
 from raybench import shipping
 from raybench.axes import Label
 from raybench.beside import beside
-from raybench.checkpoint import Checkpoints
 from raybench.errors import DataError
-from raybench.job import Job, prepare, source_key
 from raybench.live import Watch
 from raybench.plan import Choice, Trial, expand, is_done, pruner, sizes, snapshot, start_order, with_weights
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
+from raybench.rows import pruned
 from raybench.search import Ended
 from raybench.settings import TrialSettings
 from raybench.store import Store
 from raybench.track import open_trackers
-from raybench.trial import pruned
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # PyTorch and Ray take seconds to load: not before they are needed
+    from raybench.checkpoint import Checkpoints
     from raybench.connect import Cluster
+    from raybench.job import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +104,8 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         with console.status("preparing") as status:
             # Ray's own start is mostly waiting. Another's cluster is not asked before all is well here.
             started = stack.enter_context(beside(connected)) if local else None
+            from raybench.job import prepare
+
             job = prepare(suite, sweep.todo, options.data_dir, status.update)
             for note in job.notes:
                 console.print(f"WARNING: {note}", style="yellow", markup=False, soft_wrap=True)
@@ -331,6 +333,8 @@ class _Recorder:
 
 def _refuse_other_data(job: Job, store: Store) -> None:
     """Keep rows that were measured on other images out of one table: an id does not know where the images came from."""
+    from raybench.job import source_key
+
     rows, _ = store.read("trials", ["dataset_fingerprint", "settings"])
     known = rows.dropna().drop_duplicates()
     stored = {

@@ -52,8 +52,9 @@ from raybench.errors import UserError
 from raybench.job import Job
 from raybench.plan import Trial
 from raybench.records import EpochRow, ErrorClass, Outcome, TrialRow
+from raybench.rows import planned_row
 from raybench.settings import Resources
-from raybench.trial import failed, planned_row
+from raybench.trial import failed
 
 LIMITS: dict[ErrorClass, int] = {"crashed": 3, "node_lost": 10}
 """How often a trial may lose its process, and how often its node, until it is given up. A lost node is hardly the

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import gc
 import hashlib
-import json
 import os
 import platform
 import random
@@ -22,7 +21,7 @@ import threading
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -35,9 +34,9 @@ from raybench.checkpoint import Checkpoints, Keeper
 from raybench.data import TrialData, cache_folder, digest, filling
 from raybench.errors import DataError, WeightsError
 from raybench.plan import Trial, stream
-from raybench.rates import is_better
-from raybench.records import OWN_COLUMN, EpochRow, ErrorClass, Outcome, Predictions, TrialRow
-from raybench.settings import HeldOut, TrialSettings
+from raybench.records import EpochRow, ErrorClass, Outcome, Predictions, TrialRow
+from raybench.rows import planned_row, scores
+from raybench.settings import TrialSettings
 from raybench.train import Diverged, History, Report, Statistics, Training, World
 from raybench.weights import packed
 
@@ -129,50 +128,6 @@ def run_trial(
     )
 
 
-def planned_row(trial: Trial) -> TrialRow:
-    """Return the row of a trial of which nothing is known but its plan: a failed one, until it has finished."""
-    settings = trial.typed()
-    validation: str | HeldOut = settings.dataset.validation
-    if isinstance(validation, HeldOut):
-        validation = f"size {validation.size}" if validation.size else f"fraction {validation.fraction}"
-    return TrialRow(
-        trial_id=trial.id,
-        suite=trial.suite,
-        dataset=str(trial.labels.get("dataset", settings.dataset.name)),
-        model=str(trial.labels.get("model", settings.model.name)),
-        augmentation=str(trial.labels.get("augmentation", "+".join(part.name for part in settings.augmentation))),
-        seed=trial.seed,
-        lr=settings.train.in_phases()[0].lr,
-        axes={name: label for name, label in trial.labels.items() if name not in OWN_COLUMN},
-        stage=trial.stage,
-        draw=trial.draw,
-        status="failed",
-        selection=settings.train.best,
-        validation=validation,
-        settings=json.dumps(trial.settings, sort_keys=True),
-    )
-
-
-def pruned(row: TrialRow, epochs: Sequence[EpochRow], at: int) -> Outcome:
-    """Return what is kept of a trial that lost at epoch ``at`` and had trained ``epochs``: its curve up to there."""
-    seen = epochs[:at]
-    if not (row.validation == "test" or json.loads(row.settings)["train"]["test_every_epoch"]):
-        # One that lost after its end has been tested; equal trials must leave the same.
-        seen = [dataclasses.replace(epoch, test_loss=None, test_accuracy=None) for epoch in seen]
-    best = seen[0]
-    for epoch in seen[1:]:
-        if is_better(row.selection, getattr(epoch, row.selection), getattr(best, row.selection)):
-            best = epoch
-    kept = dataclasses.replace(
-        row,
-        status="pruned",
-        epochs=at,
-        epochs_run=len(epochs),
-        **{**_scores(best), "test_loss": None, "test_accuracy": None},
-    )
-    return Outcome(row=kept, epochs=tuple(seen))
-
-
 def failed(row: TrialRow, error: BaseException) -> TrialRow:
     """Return ``row`` as a failed one that says why."""
     return dataclasses.replace(
@@ -217,12 +172,6 @@ def fit_augmentation(settings: TrialSettings, data: TrialData) -> Statistics:
     return statistics
 
 
-def _scores(best: EpochRow) -> dict[str, Any]:
-    """Return the columns of a trial that say what its best epoch reached."""
-    names = (f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("loss", "accuracy"))
-    return {"best_epoch": best.epoch, **{name: getattr(best, name) for name in names}}
-
-
 def _finished(row: TrialRow, history: History, wall_seconds: float) -> TrialRow:
     best = history.best
     return dataclasses.replace(
@@ -230,7 +179,7 @@ def _finished(row: TrialRow, history: History, wall_seconds: float) -> TrialRow:
         status="stopped_early" if history.stopped_early else "completed",
         epochs=len(history.epochs),
         epochs_run=len(history.epochs),
-        **_scores(best),
+        **scores(best),
         train_seconds=history.train_seconds,
         images_per_second=history.images_per_second,
         wall_seconds=wall_seconds,

@@ -13,7 +13,7 @@ pytest.importorskip("ray")
 from raybench import gauges
 from raybench.gauges import METRICS, Board, Gauges, exported
 from raybench.records import EpochRow, Outcome
-from raybench.trial import planned_row
+from raybench.rows import planned_row
 
 
 class Metric:

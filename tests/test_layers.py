@@ -46,6 +46,7 @@ LAYERS = {
             "prune",
             "shipping",
             "rayenv",
+            "beside",
         ),
         libraries=frozenset({"pydantic", "ruamel", "optuna"}),
     ),
@@ -59,6 +60,7 @@ LAYERS = {
             "backbones",
             "losses",
             "rates",
+            "rows",
             "checkpoint",
             "weights",
             "replay",
@@ -208,6 +210,20 @@ def test_help_of_a_command_loads_no_library_of_numbers(command: str) -> None:
 
 def test_a_plan_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
     assert not set(HEAVY) & loaded("plan", "table1", "--results", str(tmp_path))
+
+
+def test_a_run_with_nothing_to_do_loads_neither_torch_nor_ray(
+    tmp_path: Path, store_results: Callable[..., object]
+) -> None:
+    suite = "name: small\ndataset: {name: digits}\ncompare: {model: [mlp, small_cnn]}\nrepeat: {seed: 2}\n"
+    store_results(tmp_path, suite, lambda trial: 0.5)
+    (tmp_path / "small.yaml").write_text(suite)
+    assert not set(HEAVY) & loaded("run", str(tmp_path / "small.yaml"), "--results", str(tmp_path))
+
+
+def test_networks_of_raybench_are_checked_without_the_compiler_of_torch() -> None:
+    libraries = loaded("validate", "table1")
+    assert "torch" in libraries and "sympy" not in libraries  # which torch's compiler brings along
 
 
 @pytest.mark.parametrize("arguments", [("list", "suites"), ("schema",), ("completion", "bash")])

@@ -15,8 +15,8 @@ from raybench import live
 from raybench.live import Watch, duration
 from raybench.plan import Trial
 from raybench.records import EpochRow, Outcome
+from raybench.rows import planned_row
 from raybench.suite import Suite
-from raybench.trial import planned_row
 
 LoadSuite = Callable[..., tuple[Suite, list[Trial]]]
 SUITE = """

@@ -22,12 +22,13 @@ from raybench.errors import UserError
 from raybench.job import Job
 from raybench.plan import Choice, Trial
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow, measured_columns
+from raybench.rows import planned_row
 from raybench.run import Budget, End, Options, run_missing
 from raybench.store import PRUNING, Store
 from raybench.suite import load
 from raybench.summarize import summarize
 from raybench.table import Table
-from raybench.trial import failed, planned_row
+from raybench.trial import failed
 
 SUITE = """
 name: noted

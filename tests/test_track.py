@@ -23,9 +23,9 @@ from raybench import track
 from raybench.errors import UserError
 from raybench.plan import Trial
 from raybench.records import EpochRow, Outcome
+from raybench.rows import planned_row
 from raybench.suite import load
 from raybench.track import Tracking, flat, open_trackers
-from raybench.trial import planned_row
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from raybench.plan import Trial
 from raybench.records import EpochRow, Outcome, TrialRow, computed
 from raybench.suite import Suite
 from raybench.train import Diverged
-from raybench.trial import error_class, failed, fit_augmentation, planned_row, run_trial
+from raybench.trial import error_class, failed, fit_augmentation, run_trial
 
 MakeTrial = Callable[..., Trial]
 AddModel = Callable[[str, Any], None]
@@ -247,50 +247,6 @@ def test_threads_are_those_of_the_resources(make_trial: MakeTrial, source: Sourc
     for cpus in (2, 1):
         row = run(make_trial(model="counting", resources={"cpus": cpus}, epochs=1), source).row
         assert (row.threads, seen[-1]) == (cpus, cpus)
-
-
-SUITE = """
-name: rows
-dataset: {name: digits, validation: {fraction: 0.25}}
-compare:
-  model: {small: {name: mlp, hidden: [8]}, cnn: small_cnn}
-  augmentation: {none: none, mild: [{shift: 0.1}, flip]}
-  train.batch_size: [16, 32]
-  recipe: {slow: {lr: 1e-4}, fast: {lr: 1e-2, train.best: val_loss}}
-repeat: {seed: [5]}
-"""
-
-
-def test_the_planned_row(load_suite: LoadSuite) -> None:
-    _, trials = load_suite(SUITE)
-    trial = next(t for t in trials if t.cell == ("cnn", "mild", 32, "fast"))
-    assert planned_row(trial) == TrialRow(
-        trial_id=trial.id,
-        suite="rows",
-        dataset="digits",
-        model="cnn",
-        augmentation="mild",
-        seed=5,
-        lr=0.01,
-        axes={"train.batch_size": 32, "recipe": "fast"},
-        status="failed",
-        selection="val_loss",
-        validation="fraction 0.25",
-        settings=json.dumps(trial.settings, sort_keys=True),
-    )
-
-
-@pytest.mark.parametrize(
-    ("validation", "text"),
-    [("test", "test"), ("split", "split"), ({"size": 30}, "size 30"), ({"fraction": 0.1}, "fraction 0.1")],
-)
-def test_the_row_says_what_the_validation_images_were(validation: Any, text: str, make_trial: MakeTrial) -> None:
-    assert planned_row(make_trial(dataset={"validation": validation})).validation == text
-
-
-def test_without_axes_the_row_names_what_was_used(make_trial: MakeTrial) -> None:
-    row = planned_row(make_trial(augmentation=["shift", {"flip": 0.5}]))
-    assert (row.dataset, row.model, row.augmentation, row.axes) == ("digits", "mlp", "shift+flip", {})
 
 
 def test_predictions_agree_with_the_row(make_trial: MakeTrial, source: Source) -> None:
