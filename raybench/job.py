@@ -104,7 +104,7 @@ def prepare(
     """Load the images, check every model and augmentation on their shape, and get weights and fitted statistics once.
 
     Raises:
-        UserError: for anything that would make a trial fail before its first step, before a cluster is asked.
+        UserError: for anything that would make a trial fail before its first step, and before any is started.
     """
     sources: dict[str, Source] = {}
     statistics: dict[str, Statistics] = {"": {}}

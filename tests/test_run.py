@@ -84,10 +84,10 @@ class Stop(SystemExit):
 @pytest.fixture
 def ray_free(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``ray_free(order, after)`` runs the trials of a sweep here, in an order of one's own; interrupted after some."""
-    from raybench import schedule
+    from raybench import connect, schedule
 
     cluster = SimpleNamespace(nodes=(None,), cpus=1, gpus=0, dashboard=None, slots=lambda resources: 1)
-    monkeypatch.setattr(schedule, "connect", lambda *_, **__: contextlib.nullcontext(cluster))
+    monkeypatch.setattr(connect, "connect", lambda *_, **__: contextlib.nullcontext(cluster))
 
     def install(order: Order = list, after: int = 10**9) -> None:
         left = [after]

@@ -138,9 +138,9 @@ def test_a_suite_runs(
 ) -> None:
     """`raybench run SUITE --smoke` with one seed on 20 images of noise, those of 224x224 in batches of four: on a CPU,
     batches of 64 would take a minute."""
-    from raybench import schedule
+    from raybench import connect
 
-    monkeypatch.setattr(schedule, "connect", lambda *_, **__: contextlib.nullcontext(cluster))
+    monkeypatch.setattr(connect, "connect", lambda *_, **__: contextlib.nullcontext(cluster))
     monkeypatch.setattr(CINIC10, "per_split", 20)
     sets = ["dataset.train_size=20", "dataset.test_size=20"]
     sets += ["train.batch_size=4"] if '"size": 224' in json.dumps(load(path).document) else []
