@@ -119,6 +119,23 @@ class Objects:
 Folder = Path | Objects
 
 
+def write_whole(path: Folder, content: bytes | pa.Buffer) -> None:
+    """Write ``content`` to ``path`` in one step: readers see the old file or the new one, even after a power cut."""
+    if isinstance(path, Objects):
+        path.write_bytes(content)
+        return
+    beside = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:  # a full disk: do not keep half a file on it
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def _reason(error: BaseException) -> str:
     """Return an error of pyarrow in one line, from where it says what is wrong."""
     return " ".join(str(error).split()).rpartition("AWS Error ")[2]

@@ -81,6 +81,7 @@ LAYERS = {
     "results": Layer(
         (
             "objects",
+            "parquet",
             "store",
             "table",
             "metrics",

@@ -17,10 +17,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from raybench import cli, objects
+from raybench import cli, objects, parquet
 from raybench import store as stores
 from raybench.errors import UserError
-from raybench.objects import CLAIM, LEASE, Claim, Objects, StoreError, place
+from raybench.objects import CLAIM, LEASE, Claim, Objects, StoreError, place, write_whole
 from raybench.records import Outcome, TrialRow
 from raybench.store import Store
 from raybench.suite import Suite
@@ -82,6 +82,26 @@ def test_what_the_store_needs_of_a_path(bucket: str, tmp_path: Path) -> None:
         assert found[0].parent == folder and found[0].with_name("c") == folder / "c"
         answers.append([(path.name, path.stem, path.read_bytes(), path.exists(), path.is_dir()) for path in found])
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_file_is_written_in_one_step(remote: bool, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder = place(request.getfixturevalue("bucket")) if remote else tmp_path
+    for content in (b"old", b"new"):
+        write_whole(folder / "a", content)
+        assert (folder / "a").read_bytes() == content and [path.name for path in folder.glob("*")] == ["a"]
+
+
+def test_a_file_that_cannot_be_renamed_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(beside: Path, path: Path) -> None:
+        assert beside.read_bytes() == b"new", "all of it, before"
+        raise OSError("no")
+
+    write_whole(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match=r"^no$"):
+        write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_uri_is_shown_without_credentials_and_options(bucket: str, storage: Any) -> None:
@@ -177,7 +197,8 @@ def test_storage_that_stays_away_ends_the_run(
                 action()
             assert str(caught.value).startswith(f"{bucket}/remote") and "NETWORK_CONNECTION" in str(caught.value)
         # Files that were listed just before are not taken for damaged ones: their trials would be trained again.
-        for read in (lambda: stores.read_files(files, trials), lambda: stores._merged_ids(store.folder / "trials")):
+        folder = store.folder / "trials"
+        for read in (lambda: parquet.read_files(files, trials), lambda: parquet.clear_merged(folder)):
             with pytest.raises(StoreError):
                 read()
         store.close()

@@ -20,14 +20,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from raybench import store as stores
+from raybench import objects
 from raybench.errors import UserError
 from raybench.objects import place
+from raybench.parquet import EPOCHS, PREDICTIONS, TRIALS
 from raybench.plan import Trial
 from raybench.prune import Decision
 from raybench.records import SCHEMA_VERSION, Activations, DetectionRow, EpochRow, Outcome, Predictions, TrialRow
 from raybench.search import Ended
-from raybench.store import EPOCHS, PREDICTIONS, PRUNING, TRIALS, Kind, Store, axis_types, read_snapshot
+from raybench.store import PRUNING, Kind, Store, read_snapshot
 from raybench.suite import Suite
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,7 +47,6 @@ search: {lr: [1e-3, 1e-2]}
 confirm: none
 repeat: {seed: 3}
 """
-ONE_AXIS = "{name: s, dataset: {name: digits}, model: mlp, compare: {model.width: %s}}"
 AXES_OF_A_TRIAL = {"train.batch_size": 16, "train.optimizer.decay": 0.5, "train.smoke": True, "variant": "2"}
 
 
@@ -207,20 +207,6 @@ def test_predictions_of_some_trials(merged: bool, store: Store) -> None:
             assert stored.dtype == written.dtype and np.array_equal(stored, written), name
 
 
-def test_predictions_of_a_damaged_file_are_none(store: Store) -> None:
-    store.write(full("t0"))
-    store.write(full("t1"))
-    (store.folder / "predictions" / "t0.parquet").write_bytes(b"torn")
-    assert list(store.predictions(["t0", "t1"])) == ["t1"]
-
-
-def test_logits_that_are_a_view_of_other_numbers(store: Store) -> None:
-    wide = np.arange(24, dtype=np.float16).reshape(4, 6)
-    strided = dataclasses.replace(predictions(), logits=wide[:, ::2])
-    store.write(Outcome(row=row(), predictions=strided))
-    assert np.array_equal(np.stack(list(store.read("predictions")[0]["logits"])), wide[:, ::2])
-
-
 @everywhere
 def test_some_columns(store: Store) -> None:
     store.write(full())
@@ -252,109 +238,6 @@ def test_two_thousand_rows(store: Store) -> None:
     assert damaged == [] and done == {f"t{number}": "completed" for number in range(2000)}
     rows, _ = store.read()
     assert rows["trial_id"].nunique() == 2000 and rows["test_accuracy"].eq(0.75).all()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Axes
-
-
-def test_axes_are_typed_by_their_labels(suite: Suite) -> None:
-    assert axis_types(suite) == {
-        "train.batch_size": pa.int64(),
-        "train.optimizer.decay": pa.float64(),
-        "train.smoke": pa.bool_(),
-        "variant": pa.string(),
-    }
-
-
-@pytest.mark.parametrize(
-    ("labels", "kind"),
-    [
-        ("[a, b]", pa.string()),
-        ("[1, 2]", pa.int64()),
-        ("[1, 0.5]", pa.float64()),
-        ("[0.5, 1.5]", pa.float64()),
-        ("[1, b]", pa.string()),
-        ("[true, false]", pa.bool_()),
-        ("[true, 2]", pa.string()),
-    ],
-)
-def test_labels_of_every_kind(labels: str, kind: pa.DataType, load_suite: LoadSuite, tmp_path: Path) -> None:
-    suite, trials = load_suite(ONE_AXIS % labels)
-    assert axis_types(suite) == {"model.width": kind}
-    store = Store(tmp_path, suite)
-    store.open({})
-    for trial in trials:
-        store.write(Outcome(row=row(trial.id, axes={"model.width": trial.labels["model.width"]})))
-    texts = kind == pa.string()
-    expected = {t.id: str(t.labels["model.width"]) if texts else t.labels["model.width"] for t in trials}
-    rows, damaged = store.read()
-    assert damaged == [] and dict(zip(rows["trial_id"], rows["model.width"], strict=True)) == expected
-    store.close()
-
-
-def test_labels_of_included_points_count(load_suite: LoadSuite) -> None:
-    text = "{name: s, dataset: {name: digits}, model: mlp, compare: {train.batch_size: [8]}, include: [%s]}"
-    assert axis_types(load_suite(text % "{train.batch_size: 16}")[0]) == {"train.batch_size": pa.int64()}
-    text = text.replace("train.batch_size", "train.optimizer.decay").replace("[8]", "[0]")
-    assert axis_types(load_suite(text % "{train.optimizer.decay: 0.5}")[0]) == {"train.optimizer.decay": pa.float64()}
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "seen"),
-    [
-        ("[1]", "[1, 0.5]", 1.0),
-        ("[1]", "[1, big]", "1"),
-        ("[0.5]", "[0.5, big]", "0.5"),
-        ("[1, big]", "[1]", 1),
-        ("[1, 0.5]", "[1]", 1),
-    ],
-)
-def test_an_axis_whose_labels_changed_kind(
-    before: str, after: str, seen: Any, load_suite: LoadSuite, tmp_path: Path
-) -> None:
-    suite, trials = load_suite(ONE_AXIS % before)
-    store = Store(tmp_path, suite)
-    store.open({})
-    store.write(Outcome(row=row("old", axes={"model.width": trials[0].labels["model.width"]})))
-    store.close()
-    rows, damaged = Store(tmp_path, load_suite(ONE_AXIS % after)[0]).read()
-    assert damaged == [] and rows["model.width"].tolist() == [seen]
-
-
-def test_a_row_with_a_label_that_is_gone_is_not_counted(load_suite: LoadSuite, tmp_path: Path) -> None:
-    suite, trials = load_suite(ONE_AXIS % "[1, big]")
-    store = Store(tmp_path, suite)
-    store.open({})
-    for trial in trials:
-        store.write(Outcome(row=row(trial.id, axes={"model.width": trial.labels["model.width"]})))
-    store.close()
-    shorter = Store(tmp_path, load_suite(ONE_AXIS % "[1]")[0])
-    rows, damaged = shorter.read()
-    assert rows["trial_id"].tolist() == [trials[0].id]
-    assert damaged == [
-        f"{store.folder / 'trials' / trials[1].id}.parquet: not a readable result (Failed to parse string: 'big' as a"
-        " scalar of type int64); its trial is not counted"
-    ]
-    assert len(shorter.done()[0]) == 2
-
-
-def test_an_axis_that_came_later_is_empty_before(load_suite: LoadSuite, tmp_path: Path) -> None:
-    text = "{name: s, dataset: {name: digits}, model: mlp, compare: {train.batch_size: [8, 16]%s}}"
-    early = Store(tmp_path, load_suite(text % "")[0])
-    early.open({})
-    early.write(Outcome(row=row("old", axes={"train.batch_size": 8})))
-    early.close()
-    late = Store(tmp_path, load_suite(text % ", variant: {a: {}, b: {lr: 1}}")[0])
-    assert late.read()[0]["variant"].isna().tolist() == [True]
-    late.open({})
-    late.write(Outcome(row=row("new", axes={"train.batch_size": 8, "variant": "a"})))
-    rows, damaged = late.read()
-    assert damaged == []
-    assert rows["trial_id"].tolist() == ["new", "old"]
-    assert rows["variant"].tolist()[:1] == ["a"] and rows["variant"].isna().tolist() == [False, True]
-    assert early.read()[1] == [] and "variant" not in early.read()[0]
-    late.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -391,17 +274,6 @@ def test_nothing_is_left_of_an_earlier_attempt(store: Store) -> None:
 # Damage
 
 
-def damage(store: Store, content: bytes, reason: str) -> None:
-    path = store.folder / "trials" / "bad.parquet"
-    path.write_bytes(content)
-    line = f"{path}: not a readable result ({reason}); its trial is not counted"
-    for columns in (None, ["status"], ["trial_id"]):
-        rows, damaged = store.read("trials", columns)
-        assert len(rows) == 2 and damaged == [line]
-    assert store.done() == ({"good": "completed", "other": "completed"}, [line])
-    assert store.read("epochs")[1] == []
-
-
 @pytest.fixture
 def holed(store: Store) -> Store:
     """A store of three trials, of which the third one's file is about to be damaged."""
@@ -411,32 +283,15 @@ def holed(store: Store) -> Store:
 
 
 @everywhere
-def test_a_torn_file_is_reported_and_not_counted(holed: Store) -> None:
-    whole = (holed.folder / "trials" / "bad.parquet").read_bytes()
-    for length in (8, 12, 100, len(whole) // 2, len(whole) - 8, len(whole) - 1):
-        damage(
-            holed,
-            whole[:length],
-            "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.",
-        )
-    damage(holed, b"", "Parquet file size is 0 bytes")
-    damage(holed, whole[:5], "Parquet file size is 5 bytes, smaller than the minimum file footer (8 bytes)")
+def test_a_trial_whose_file_is_damaged_runs_again(holed: Store) -> None:
+    path = holed.folder / "trials" / "bad.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    done, damaged = holed.done()
+    assert done == {"good": "completed", "other": "completed"} and damaged == holed.read()[1]
+    assert len(damaged) == 1 and damaged[0].startswith(f"{path}: not a readable result (Parquet magic bytes not found")
+    assert holed.read("epochs")[1] == []
     holed.write(full("bad"))
     assert holed.done() == (dict.fromkeys(("good", "bad", "other"), "completed"), [])
-
-
-def test_foreign_files_are_reported_and_not_counted(holed: Store) -> None:
-    damage(
-        holed,
-        b"trial_id,status\nbad,completed\n",
-        "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.",
-    )
-    foreign = io.BytesIO()
-    pq.write_table(pa.table({"status": ["completed"], "price": [3]}), foreign)
-    damage(holed, foreign.getvalue(), "no trial_id in it")
-    (holed.folder / "trials" / "notes.txt").write_text("not looked at")
-    (holed.folder / "trials" / "_notes.parquet").write_text("not looked at")
-    damage(holed, foreign.getvalue(), "no trial_id in it")
 
 
 def test_a_folder_in_the_way(holed: Store) -> None:
@@ -455,28 +310,6 @@ def test_all_files_damaged(holed: Store) -> None:
     for kind, columns in (("trials", [*TRIALS.names, *AXES_OF_A_TRIAL]), ("epochs", EPOCHS.names)):
         rows, damaged = holed.read(kind)
         assert len(rows) == 0 and list(rows.columns) == columns and len(damaged) == 3
-
-
-def test_a_file_that_lacks_newer_columns(store: Store) -> None:
-    for trial_id in ("old", "new"):
-        store.write(full(trial_id))
-    path = store.folder / "trials" / "old.parquet"
-    table = pq.ParquetFile(path).read().drop_columns(["test_loss", "ray_version", "variant", "git_dirty"])
-    pq.write_table(table, path)
-    rows, damaged = store.read()
-    assert damaged == [] and list(rows.columns) == [*TRIALS.names, *AXES_OF_A_TRIAL]
-    old = rows.set_index("trial_id").loc["old"]
-    assert old[["test_loss", "ray_version", "variant", "git_dirty"]].isna().all() and old["test_accuracy"] == 0.75
-    assert store.done()[0] == {"old": "completed", "new": "completed"}
-
-
-def test_a_file_with_columns_of_the_future(store: Store) -> None:
-    store.write(full("old"))
-    store.write(full("new"))
-    path = store.folder / "trials" / "new.parquet"
-    pq.write_table(pq.ParquetFile(path).read().append_column("invented", pa.array([1])), path)
-    rows, damaged = store.read()
-    assert damaged == [] and len(rows) == 2 and "invented" not in rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -510,7 +343,7 @@ def test_a_full_disk_leaves_what_was_there(room: int, store: Store, monkeypatch:
     store.write(Outcome(row=row("again", status="failed"), epochs=epochs("again", 1)))
     before = {path: (store.folder / path).read_bytes() for path in files(store)}
     with monkeypatch.context() as patch:
-        patch.setattr(stores, "open", FullDisk(room).open, raising=False)
+        patch.setattr(objects, "open", FullDisk(room).open, raising=False)
         for trial_id in ("again", "new"):
             with pytest.raises(OSError, match="No space left on device"):
                 store.write(full(trial_id))
@@ -609,7 +442,7 @@ def test_a_folder_that_cannot_be_written(suite: Suite, tmp_path: Path, monkeypat
 
     store = Store(tmp_path, suite)
     with monkeypatch.context() as patch:
-        patch.setattr(stores, "open", FullDisk(0).open, raising=False)
+        patch.setattr(objects, "open", FullDisk(0).open, raising=False)
         with pytest.raises(UserError) as caught:
             store.open({})
     assert str(caught.value) == (
@@ -738,42 +571,6 @@ def test_a_driver_killed_while_it_merged_doubles_nothing(store: Store, monkeypat
     assert everything(store) == before
 
 
-@everywhere
-def test_a_damaged_file_is_not_merged_and_still_reported(store: Store) -> None:
-    for number in range(3):
-        store.write(full(f"t{number}"))
-    torn = store.folder / "epochs" / "t1.parquet"
-    torn.write_bytes(torn.read_bytes()[:100])
-    assert store.compact() == 3
-    rows, damaged = store.read("epochs")
-    assert sorted(set(rows["trial_id"])) == ["t0", "t2"]
-    assert len(damaged) == 1 and damaged[0].startswith(f"{torn}: not a readable result (")
-
-
-@everywhere
-def test_a_damaged_merged_file_is_reported(store: Store) -> None:
-    store.write(full("t0"))
-    store.compact()
-    (merged,) = (store.folder / "trials").glob("merged-*.parquet")
-    merged.write_bytes(merged.read_bytes()[:50])
-    done, damaged = store.done()
-    assert done == {} and len(damaged) == 1 and damaged[0].startswith(f"{merged}: not a readable result (")
-
-
-def test_merging_keeps_columns_of_axes_that_the_suite_no_longer_has(load_suite: LoadSuite, tmp_path: Path) -> None:
-    wide = Store(tmp_path / "results", load_suite(ONE_AXIS % "[1, 2]")[0])
-    wide.open({})
-    wide.write(Outcome(row=row("t0", suite="s", axes={"model.width": 2})))
-    wide.close()
-    narrow = Store(tmp_path / "results", load_suite("{name: s, dataset: {name: digits}, model: mlp}")[0])
-    narrow.open({})
-    narrow.write(Outcome(row=row("t1", suite="s", axes={})))
-    assert narrow.compact() == 2
-    narrow.close()
-    rows = wide.read("trials", ["trial_id", "model.width"])[0]
-    assert dict(zip(rows["trial_id"], rows["model.width"], strict=True))["t0"] == 2
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What a search needs
 
@@ -862,16 +659,6 @@ def test_what_ended(store: Store) -> None:
     assert store.ended(failed=True)["failed"].value is None
 
 
-def test_drawn_axes_have_columns_of_numbers(load_suite: LoadSuite) -> None:
-    text = "{name: s, dataset: digits, model: mlp, search: {%s}, draw: {points: 1}}"
-    axes = "model.width: {range: [1, 8], integer: true}, train.l2: {range: [0, 1]}, train.loss: [bce, cross_entropy]"
-    assert {name: str(kind) for name, kind in axis_types(load_suite(text % axes)[0]).items()} == {
-        "model.width": "int64",
-        "train.l2": "double",
-        "train.loss": "string",
-    }
-
-
 def test_decisions_are_kept(store: Store) -> None:
     decisions = [Decision("t0", 1, 0.5, None, 0, False), Decision("t1", 1, 0.25, 0.5, 1, True)]
     for kept in (decisions[:1], decisions):
@@ -929,13 +716,17 @@ def test_weights_of_an_earlier_run_are_replaced_too(suite: Suite, tmp_path: Path
 
 def test_weights_come_before_the_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    replace = stores._replace
-    monkeypatch.setattr(
-        stores, "_replace", lambda path, content: (written.append(path.parent.name), replace(path, content))
-    )
+
+    def watching(path: Any, content: Any) -> None:
+        written.append(path.parent.name)
+        objects.write_whole(path, content)
+
+    for writer in ("store", "parquet"):
+        monkeypatch.setattr(f"raybench.{writer}.write_whole", watching)
     store.write(weighed())
     assert written == ["weights", "predictions", "epochs", "trials"]
-    monkeypatch.setattr(stores, "_replace", no_room)
+    for writer in ("store", "parquet"):
+        monkeypatch.setattr(f"raybench.{writer}.write_whole", no_room)
     with pytest.raises(OSError, match="No space left on device"):
         store.write(weighed("t1"))
     assert store.kept_weights() == {"t0"} and len(store.read()[0]) == 1
