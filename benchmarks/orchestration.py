@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 from raybench import schedule
+from raybench.grid import Trial
 from raybench.job import Job, prepare
-from raybench.plan import Trial, expand
+from raybench.plan import expand
 from raybench.records import EpochRow, Outcome, TrialRow
 from raybench.store import Store
 from raybench.suite import Suite, load

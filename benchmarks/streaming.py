@@ -21,8 +21,9 @@ import numpy as np
 
 from raybench import schedule
 from raybench.datasets import Dataset, Images
+from raybench.grid import Trial
 from raybench.job import prepare
-from raybench.plan import Trial, expand
+from raybench.plan import expand
 from raybench.records import EpochRow, Outcome, TrialRow
 from raybench.registry import DATASETS
 from raybench.suite import load

@@ -26,8 +26,9 @@ from rounds import cpu_seconds, machine, spread, table
 from streaming import make
 
 from raybench import schedule
+from raybench.grid import Trial
 from raybench.job import Job, prepare
-from raybench.plan import Trial, expand
+from raybench.plan import expand
 from raybench.store import Store
 from raybench.suite import Suite, load
 

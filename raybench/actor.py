@@ -38,8 +38,8 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.queue import Empty
 
 from raybench import gauges
+from raybench.grid import Trial
 from raybench.job import Job
-from raybench.plan import Trial
 from raybench.records import EpochRow, Outcome, TrialRow
 from raybench.rows import planned_row
 from raybench.settings import Resources

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from raybench import plan
+from raybench import grid
 from raybench.axes import Label
+from raybench.grid import Trial
 from raybench.metrics import COLUMNS
-from raybench.plan import Trial
 from raybench.records import FINISHED, TrialRow
 from raybench.suite import Suite
 
@@ -28,9 +28,9 @@ def cells_of(suite: Suite, trials: Sequence[Trial]) -> list[tuple[dict[str, Labe
     """
     names = suite.names("compare", "search")
     if not suite.searches or suite.confirm == "none":
-        return [(dict(zip(names, (*cell, *point), strict=True)), group) for cell, point, group in plan.cells(trials)]
+        return [(dict(zip(names, (*cell, *point), strict=True)), group) for cell, point, group in grid.cells(trials)]
     rows: list[tuple[dict[str, Label | None], list[Trial]]] = []
-    for cell, members in plan.by_cell(trials).items():
+    for cell, members in grid.by_cell(trials).items():
         confirm = [trial for trial in members if trial.stage == "confirm"]
         point = confirm[0].point if confirm else [None] * len(suite.names("search"))
         rows.append((dict(zip(names, (*cell, *point), strict=True)), confirm))
@@ -176,7 +176,7 @@ def search_of(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> list
         return []
     first = trials[0]
     search = [trial for trial in trials if trial.stage == "search" or trial.seed == first.seed]
-    points = listed(len({trial.point for trial in group}) for group in plan.by_cell(search).values())
+    points = listed(len({trial.point for trial in group}) for group in grid.by_cell(search).values())
     axes, drawn = ", ".join(suite.names("search")), " drawn by Optuna" if suite.draw else ""
     lines = []
     if suite.confirm == "winner":

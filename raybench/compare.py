@@ -11,12 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from raybench import plan
 from raybench.axes import Label
 from raybench.cells import Cells, counted, find_cells, listed
 from raybench.errors import UserError
+from raybench.grid import Trial, differences
 from raybench.inference import METRICS, Family, Question, Sample, contrast, mean_of, name_of, number_or_none, sample
-from raybench.plan import Trial
 from raybench.records import OWN_COLUMN, TrialRow, measured_columns
 from raybench.suite import Suite
 from raybench.table import Column, Table
@@ -146,7 +145,7 @@ def _settings(
     for key in both:
         one, other = (cells.members[place[key]] for cells, place in zip(found, places, strict=True))
         if one and other and one[0].settings != other[0].settings:
-            for path, old, new in plan.differences(one[0].settings, other[0].settings):
+            for path, old, new in differences(one[0].settings, other[0].settings):
                 changed.setdefault(path, []).append((old, new))
     return [
         (path, listed(old for old, _ in values), listed(new for _, new in values), len(values))

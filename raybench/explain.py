@@ -13,7 +13,8 @@ import pandas as pd
 from raybench.axes import Label, assigned_paths, find_label
 from raybench.cells import cells_of, counted, header_of, listed, missing, mixtures, search_of, stored_of, warnings_of
 from raybench.errors import UserError, did_you_mean
-from raybench.plan import Choice, Trial, differences
+from raybench.grid import Trial, differences
+from raybench.plan import Choice
 from raybench.records import FINISHED
 from raybench.suite import Suite, shipped_suites
 from raybench.table import Column, Table

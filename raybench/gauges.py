@@ -20,7 +20,7 @@ import raybench.rayenv  # noqa: F401  # isort: skip  # sets what Ray reads when 
 import ray.util.metrics
 import torch
 
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome, TrialRow
 
 Name = Literal[

@@ -18,7 +18,7 @@ from raybench import augment, backbones, models
 from raybench.checkpoint import Checkpoints
 from raybench.data import Source, TrialData, load, trial_data
 from raybench.errors import DataError, SuiteError, UserError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import Outcome, TrialRow
 from raybench.rows import planned_row
 from raybench.settings import DatasetSettings, TrialSettings

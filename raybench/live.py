@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
 
 

@@ -29,8 +29,9 @@ from raybench.axes import Label
 from raybench.data import Division, Source, TrialData, load
 from raybench.datasets import Images
 from raybench.errors import DataError, UserError
+from raybench.grid import Trial
 from raybench.job import check, divided, source_key
-from raybench.plan import Choice, Trial
+from raybench.plan import Choice
 from raybench.schedule import in_turns
 from raybench.search import Ended
 from raybench.settings import DatasetSettings, Resources, TrialSettings

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raybench.axes import Label
-from raybench.plan import Trial, by_cell
+from raybench.grid import Trial, by_cell
 from raybench.records import Activations, DetectionRow, Score
 from raybench.suite import OutOfDistribution, Suite
 from raybench.table import Column, Table

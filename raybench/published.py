@@ -9,7 +9,7 @@ from typing import Any
 
 from raybench.axes import Axis, Label, assigned_paths
 from raybench.errors import SuiteError
-from raybench.plan import Trial, cell_settings, differences
+from raybench.grid import Trial, cell_settings, differences
 from raybench.settings import full_path
 from raybench.suite import Reference, Suite, build
 from raybench.yamlfile import Complaints

@@ -24,8 +24,9 @@ from raybench.axes import Label
 from raybench.cells import find_cells
 from raybench.check import check_suite, check_trials
 from raybench.figures import PLOTS, Results, available, draw, svg
+from raybench.grid import Trial
 from raybench.inference import Question, tables
-from raybench.plan import Choice, Trial
+from raybench.plan import Choice
 from raybench.records import STATUSES
 from raybench.store import Store
 from raybench.suite import Suite, shipped_suites

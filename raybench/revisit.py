@@ -17,10 +17,10 @@ from raybench import gradcam
 from raybench.data import Part, Source, load, trial_data
 from raybench.datasets import Pixels, balanced, seeded
 from raybench.errors import DataError, UserError
+from raybench.grid import Trial
 from raybench.job import divided
 from raybench.ood import NAMES, rows_of, settings_text
 from raybench.ood import frame as ood_frame
-from raybench.plan import Trial
 from raybench.records import FINISHED, Activations
 from raybench.settings import DatasetSettings
 from raybench.store import Store

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.rates import is_better
 from raybench.records import OWN_COLUMN, EpochRow, Outcome, TrialRow
 from raybench.settings import HeldOut

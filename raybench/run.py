@@ -17,12 +17,14 @@ from raybench import shipping
 from raybench.axes import Label
 from raybench.beside import beside
 from raybench.errors import DataError
+from raybench.grid import Trial, sizes
 from raybench.live import Watch
-from raybench.plan import Choice, Trial, expand, is_done, pruner, sizes, snapshot, start_order, with_weights
+from raybench.plan import Choice, expand, snapshot
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
 from raybench.rows import pruned
 from raybench.search import Ended
 from raybench.settings import TrialSettings
+from raybench.stages import is_done, pruner, start_order, with_weights
 from raybench.store import Store
 from raybench.track import open_trackers
 

@@ -49,8 +49,8 @@ from raybench.connect import Cluster as Cluster
 from raybench.connect import Node as Node
 from raybench.connect import connect as connect
 from raybench.errors import UserError
+from raybench.grid import Trial
 from raybench.job import Job
-from raybench.plan import Trial
 from raybench.records import EpochRow, ErrorClass, Outcome, TrialRow
 from raybench.rows import planned_row
 from raybench.settings import Resources

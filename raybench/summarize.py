@@ -29,8 +29,8 @@ from raybench.cells import (
     warnings_of,
 )
 from raybench.errors import UserError, did_you_mean
+from raybench.grid import Trial
 from raybench.metrics import METRICS, PredictionsOf, Rule
-from raybench.plan import Trial
 from raybench.published import Protocol, published_row, said_of, verdict
 from raybench.records import FINISHED, Predictions
 from raybench.suite import Suite

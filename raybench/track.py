@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raybench.errors import UserError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
 
 LIBRARIES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}

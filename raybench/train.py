@@ -26,8 +26,8 @@ from torch import distributed as dist
 from raybench import augment, backbones, models
 from raybench.checkpoint import Keeper, State
 from raybench.data import Part, TrialData
+from raybench.grid import stream
 from raybench.losses import Penalty, loss_sum
-from raybench.plan import stream
 from raybench.rates import Patience, Rate, is_better
 from raybench.records import EpochRow
 from raybench.replay import Replayed

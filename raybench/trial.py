@@ -33,7 +33,7 @@ from raybench import __version__, augment, models
 from raybench.checkpoint import Checkpoints, Keeper
 from raybench.data import TrialData, cache_folder, digest, filling
 from raybench.errors import DataError, WeightsError
-from raybench.plan import Trial, stream
+from raybench.grid import Trial, stream
 from raybench.records import EpochRow, ErrorClass, Outcome, Predictions, TrialRow
 from raybench.rows import planned_row, scores
 from raybench.settings import TrialSettings

@@ -16,7 +16,8 @@ from pyarrow import fs
 from raybench import plan
 from raybench import suite as suites
 from raybench.data import Images, Source
-from raybench.plan import Choice, Trial, snapshot
+from raybench.grid import Trial, identity
+from raybench.plan import Choice, snapshot
 from raybench.records import Outcome, Predictions, TrialRow
 from raybench.registry import MODELS
 from raybench.settings import TrialSettings
@@ -87,7 +88,7 @@ def make_trial() -> Callable[..., Trial]:
             }
         ).model_dump()
         return Trial(
-            id=plan.identity(settings, seed),
+            id=identity(settings, seed),
             suite="tests",
             labels={"seed": seed},
             cell=(),

@@ -32,7 +32,7 @@ from raybench.check import (
     squares_bounds,
 )
 from raybench.errors import UserError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import TrialRow
 from raybench.suite import Suite
 from raybench.summarize import MEASURED, PUBLISHED

@@ -15,7 +15,7 @@ from raybench import models
 from raybench.checkpoint import Checkpoints
 from raybench.data import Source, trial_data
 from raybench.errors import UserError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome, computed
 from raybench.trial import run_trial
 

@@ -17,6 +17,7 @@ import pytest
 from raybench import __version__, cli, plan, run
 from raybench import suite as suites
 from raybench.cli import base
+from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome, Predictions, TrialRow
 from raybench.registry import AUGMENTATIONS, DATASETS, MODELS
 from raybench.store import Store
@@ -602,7 +603,7 @@ def test_commands_and_suites_are_completed(words: str, offered: set[str]) -> Non
 MADE_UP = SUITE.replace("search: {lr: [1e-3, 1e-2]}\nconfirm: none\n", "").replace("seed: 2", "seed: 3")
 
 
-def accuracy(trial: plan.Trial) -> float:
+def accuracy(trial: Trial) -> float:
     return 0.5 + trial.seed / 100 + 0.25 * (trial.cell == ("small_cnn",))
 
 
@@ -639,7 +640,7 @@ def test_tables_of_stats_for_programs(raybench: Raybench, store_results: Callabl
 def test_stats_over_images(raybench: Raybench, store_results: Callable[..., Any]) -> None:
     """One trial each: of 100 images, mlp alone has 2 right and small_cnn alone 12; McNemar, 2 of 14 coins or fewer."""
 
-    def of(trial: plan.Trial) -> Any:
+    def of(trial: Trial) -> Any:
         wrong = range(10, 22) if trial.cell == ("mlp",) else range(2)
         return np.isin(np.arange(100), wrong, invert=True)
 

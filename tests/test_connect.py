@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
-from raybench import connect, plan
+from raybench import connect, grid
 from raybench.connect import Cluster, Node
 from raybench.errors import UserError
 from raybench.schedule import slots_of
@@ -70,7 +70,7 @@ def test_what_no_node_has_is_refused() -> None:
 def test_where_a_trial_runs_is_not_in_its_id(make_trial: Any) -> None:
     bare = make_trial(resources={"cpus": 2})
     there = make_trial(resources={"cpus": 2, "custom": {"fast": 0.5}, "labels": {"zone": "!a"}})
-    assert there.id == bare.id == plan.identity(there.settings, 0)
+    assert there.id == bare.id == grid.identity(there.settings, 0)
     assert there.id != make_trial(resources={"cpus": 1}).id
     assert len({bare.typed().resources, there.typed().resources}) == 2, "they are of two kinds"
 

@@ -14,7 +14,8 @@ from raybench import plan
 from raybench import suite as suites
 from raybench.errors import UserError
 from raybench.explain import explain
-from raybench.plan import Choice, Trial, restore, snapshot
+from raybench.grid import Trial
+from raybench.plan import Choice, restore, snapshot
 from raybench.records import TrialRow
 from raybench.search import Ended
 from raybench.suite import shipped_suites

@@ -26,7 +26,7 @@ from raybench import cli, figures, plan
 from raybench.errors import UserError
 from raybench.figures import PLOTS, Results, available, classes, curves, draw, grids, images, save, svg
 from raybench.figures import results as data
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome, Predictions, TrialRow
 from raybench.search import Ended
 from raybench.store import Store

@@ -15,7 +15,7 @@ from torch.nn import functional
 from raybench import gradcam, models
 from raybench.data import Part, Source, trial_data
 from raybench.errors import UserError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.trained import Trained, again
 from raybench.weights import packed
 

@@ -10,8 +10,8 @@ import pytest
 from raybench import plan, stats
 from raybench.cells import find_cells
 from raybench.errors import UserError
+from raybench.grid import Trial
 from raybench.inference import MOST_PAIRS, Family, Question, tables
-from raybench.plan import Trial
 from raybench.records import STATISTICS
 from raybench.stats import Compared
 from raybench.table import Table

@@ -17,8 +17,8 @@ from torch import nn
 from raybench import augment, job
 from raybench.data import Images, Source, trial_data
 from raybench.errors import DataError, SuiteError, UserError, WeightsError
+from raybench.grid import Trial
 from raybench.job import check_options, divided, git_state, prepare, source_key, statistics_key
-from raybench.plan import Trial
 from raybench.records import computed
 from raybench.settings import DatasetSettings
 from raybench.suite import Suite

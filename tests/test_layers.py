@@ -40,6 +40,8 @@ LAYERS = {
             "yamlfile",
             "axes",
             "suite",
+            "grid",
+            "stages",
             "plan",
             "records",
             "search",

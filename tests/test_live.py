@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from raybench import live
+from raybench.grid import Trial
 from raybench.live import Watch, duration
-from raybench.plan import Trial
 from raybench.records import EpochRow, Outcome
 from raybench.rows import planned_row
 from raybench.suite import Suite

@@ -14,8 +14,9 @@ import torch
 from raybench import measure
 from raybench.data import Source, trial_data
 from raybench.errors import DataError, UserError
+from raybench.grid import Trial
 from raybench.measure import Cost, Meter, Row, Speed, estimate, rounds
-from raybench.plan import Choice, Trial
+from raybench.plan import Choice
 from raybench.settings import DatasetSettings, Resources
 from raybench.suite import Suite
 

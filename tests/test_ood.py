@@ -12,9 +12,9 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from raybench import ood, table
+from raybench.grid import Trial
 from raybench.ood import accuracy, auroc, best_threshold, fpr_at_tpr, judge
 from raybench.parquet import DETECTION
-from raybench.plan import Trial
 from raybench.records import Activations, DetectionRow
 from raybench.suite import Suite
 

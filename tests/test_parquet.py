@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raybench.grid import Trial
 from raybench.objects import Folder, place
 from raybench.parquet import (
     EPOCHS,
@@ -37,7 +38,6 @@ from raybench.parquet import (
     typed_row,
     write,
 )
-from raybench.plan import Trial
 from raybench.records import EpochRow, Predictions, TrialRow
 from raybench.suite import Suite
 

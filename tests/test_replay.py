@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raybench import replay
 from raybench.data import Source, trial_data
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import Outcome
 from raybench.replay import WARM_UP, Replayed
 from raybench.settings import Resources

@@ -21,7 +21,8 @@ import pytest
 from raybench import cli, ood, plan
 from raybench import suite as suites
 from raybench.figures import collect
-from raybench.plan import Choice, Trial
+from raybench.grid import Trial
+from raybench.plan import Choice
 from raybench.records import Activations, EpochRow, Outcome, Predictions, TrialRow
 from raybench.registry import PLOTS, Registry
 from raybench.report import SCRIPT, _source, report

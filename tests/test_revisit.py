@@ -17,8 +17,9 @@ from raybench import cli, ood, revisit
 from raybench.data import Part
 from raybench.datasets import Images as Arrays
 from raybench.errors import DataError, UserError
+from raybench.grid import Trial
 from raybench.job import prepare
-from raybench.plan import Choice, Trial, snapshot
+from raybench.plan import Choice, snapshot
 from raybench.revisit import Images, detect, finished, look, network_of, told
 from raybench.store import Store
 from raybench.suite import Suite, load

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import EpochRow, TrialRow
 from raybench.rows import planned_row, pruned
 from raybench.suite import Suite

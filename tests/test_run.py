@@ -19,8 +19,9 @@ from rich.console import Console
 from raybench import cli
 from raybench import run as story
 from raybench.errors import UserError
+from raybench.grid import Trial
 from raybench.job import Job
-from raybench.plan import Choice, Trial
+from raybench.plan import Choice
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow, measured_columns
 from raybench.rows import planned_row
 from raybench.run import Budget, End, Options, run_missing

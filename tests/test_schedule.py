@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 
 from raybench.data import Source
+from raybench.grid import Trial
 from raybench.job import Job, prepare
-from raybench.plan import Trial, expand
+from raybench.plan import expand
 from raybench.records import EpochRow, Outcome, TrialRow, computed
 from raybench.settings import Resources
 from raybench.suite import load

@@ -22,9 +22,9 @@ import pytest
 
 from raybench import objects
 from raybench.errors import UserError
+from raybench.grid import Trial
 from raybench.objects import place
 from raybench.parquet import EPOCHS, PREDICTIONS, TRIALS
-from raybench.plan import Trial
 from raybench.prune import Decision
 from raybench.records import SCHEMA_VERSION, Activations, DetectionRow, EpochRow, Outcome, Predictions, TrialRow
 from raybench.search import Ended

@@ -14,7 +14,7 @@ import pytest
 from raybench import plan
 from raybench import suite as suites
 from raybench.errors import UserError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import Predictions, TrialRow
 from raybench.search import Ended
 from raybench.suite import Suite

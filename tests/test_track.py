@@ -21,7 +21,7 @@ import pytest
 
 from raybench import track
 from raybench.errors import UserError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome
 from raybench.rows import planned_row
 from raybench.suite import load

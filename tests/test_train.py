@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from raybench import augment, models, train
 from raybench.data import Part, Source, TrialData, load, trial_data
 from raybench.datasets import Dataset, Images
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.rates import Patience
 from raybench.records import EpochRow, Outcome, computed
 from raybench.registry import AUGMENTATIONS, DATASETS
@@ -291,7 +291,7 @@ def test_what_a_trial_leaves_behind_does_not_reach_the_next(
 
 
 def test_five_epochs_of_losses_are_as_they_were(make_trial: MakeTrial, source: Source, add_model: AddModel) -> None:
-    """Guards refactors. What changes these numbers on purpose bumps `plan.IDENTITY_VERSION`."""
+    """Guards refactors. What changes these numbers on purpose bumps `grid.IDENTITY_VERSION`."""
 
     def network(shape: models.Shape, classes: int) -> nn.Module:
         features = nn.Sequential(nn.Conv2d(shape[0], 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())

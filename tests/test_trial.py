@@ -17,7 +17,7 @@ from torch import nn
 from raybench import augment, models
 from raybench.data import Source, TrialData, trial_data
 from raybench.errors import DataError, UserError, WeightsError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome, TrialRow, computed
 from raybench.suite import Suite
 from raybench.train import Diverged

@@ -20,9 +20,10 @@ from raybench.backbones import without_weights
 from raybench.checkpoint import Checkpoints
 from raybench.data import Source, trial_data
 from raybench.errors import SuiteError, WeightsError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import Outcome, computed
 from raybench.settings import ModelSettings
+from raybench.stages import with_weights
 from raybench.suite import Suite, load
 from raybench.trained import again
 from raybench.trial import run_trial
@@ -201,13 +202,13 @@ def test_what_a_suite_keeps(load_suite: LoadSuite) -> None:
     suite, search = load_suite(KEEPING, "keep_weights=best")
     confirm = [dataclasses.replace(search[0], stage="confirm"), search[1]]
     assert [trial.stage for trial in search] == ["search", "search"]
-    assert plan.with_weights(suite, search) == search
-    assert plan.with_weights(suite, confirm) == confirm[:1]
+    assert with_weights(suite, search) == search
+    assert with_weights(suite, confirm) == confirm[:1]
     every = dataclasses.replace(suite, keep_weights="all")
-    assert plan.with_weights(every, confirm) == confirm
-    assert plan.with_weights(dataclasses.replace(suite, keep_weights="none"), search) == []
+    assert with_weights(every, confirm) == confirm
+    assert with_weights(dataclasses.replace(suite, keep_weights="none"), search) == []
     reported, points = load_suite(KEEPING, "keep_weights=best", "confirm=none")
-    assert plan.with_weights(reported, points) == points
+    assert with_weights(reported, points) == points
 
 
 @pytest.mark.parametrize(

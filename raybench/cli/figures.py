@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from raybench.data import Source
     from raybench.figures import Results
-    from raybench.plan import Trial
+    from raybench.grid import Trial
     from raybench.suite import Suite
 
 NEED_NAMES = ("confusion", "class_report")

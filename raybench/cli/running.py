@@ -188,8 +188,10 @@ def plan(
     With [bold]--measure[/bold], also what it would take, here for one trial and with --address and --max-concurrent for
     all: early stopping and pruning make it less, trials that share a device or its memory slow each other down.
     """
-    from raybench import plan as planning
+    from raybench.grid import cells, sizes
+    from raybench.grid import changes as changes_of
     from raybench.objects import place
+    from raybench.stages import is_done
     from raybench.stats import smallest_difference
     from raybench.store import Store
 
@@ -221,7 +223,7 @@ def plan(
     if changes:
         for column in ("setting", "before", "after"):
             grid.add_column(column, overflow="fold")
-        for trial, changed in planning.changes(trials):
+        for trial, changed in changes_of(trials):
             named = [*map(str, (*trial.cell, *trial.point))]
             for texts in changed or [("", "", "")]:
                 grid.add_row(*named, *map(escape, texts))
@@ -233,18 +235,18 @@ def plan(
     grid.add_column("seeds", justify="right")
     grid.add_column("done", justify="right")
     grid.add_column("left", justify="right")
-    for cell, point, members in planning.cells(trials):
-        ended = sum(planning.is_done(loaded, trial, known) for trial in members)
+    for cell, point, members in cells(trials):
+        ended = sum(is_done(loaded, trial, known) for trial in members)
         stage = [members[0].stage] if loaded.searches else []
         grid.add_row(*map(str, (*cell, *point)), *stage, str(len(members)), str(ended), str(len(members) - ended))
     out.print(grid)
-    planned, ended = choice.planned(), sum(planning.is_done(loaded, trial, known) for trial in trials)
-    out.print(f"{planned} trials ({planning.sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
+    planned, ended = choice.planned(), sum(is_done(loaded, trial, known) for trial in trials)
+    out.print(f"{planned} trials ({sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
     if len(trials) < planned:
         out.print(f"{len(trials)} of them are known by now: the others follow from how these end")
     needs: Counter[str] = Counter()
     longest: dict[str, TrainSettings] = {}  # of the trials with the same needs
-    for _, _, members in planning.cells(trials):
+    for _, _, members in cells(trials):
         typed = members[0].typed()
         need = _needs(typed.resources)
         needs[need] += len(members)

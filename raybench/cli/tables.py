@@ -25,7 +25,8 @@ from raybench.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from raybench.plan import Choice, Trial
+    from raybench.grid import Trial
+    from raybench.plan import Choice
     from raybench.store import Store
     from raybench.table import Table
 

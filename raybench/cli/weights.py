@@ -14,7 +14,7 @@ from raybench.errors import SuiteError, UserError
 
 if TYPE_CHECKING:
     from raybench.figures import Results
-    from raybench.plan import Trial
+    from raybench.grid import Trial
     from raybench.store import Store
     from raybench.suite import OutOfDistribution, Suite
 

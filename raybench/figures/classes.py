@@ -18,7 +18,7 @@ from raybench.axes import Label
 from raybench.errors import UserError, did_you_mean
 from raybench.figures.results import Results, axes, best, cells, doubts, finished, name_of, with_status
 from raybench.figures.style import COLUMN, PAGE, SHARES, TALLEST, finish, heading, on, sheet
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import FINISHED
 from raybench.table import Column, Table
 

@@ -35,7 +35,7 @@ from raybench.figures.results import (
     written,
 )
 from raybench.figures.style import COLORS, COLUMN, PAGE, TALLEST, finish, heading, look, sheet
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import FINISHED
 
 MEASURES = {"loss": "mean per image", "accuracy": "share of images"}

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raybench import ood, plan
+from raybench import grid, ood
 from raybench.axes import Label, find_label
 from raybench.cells import cells_of, warnings_of
 from raybench.errors import UserError, did_you_mean
-from raybench.plan import Choice, Trial
+from raybench.grid import Trial
+from raybench.plan import Choice
 from raybench.records import FINISHED
 from raybench.store import Store
 from raybench.suite import Suite
@@ -165,7 +166,7 @@ def points(results: Results) -> list[Cell]:
     names = results.suite.names("compare", "search")
     return [
         Cell(dict(zip(names, (*cell, *point), strict=True)), trials)
-        for cell, point, trials in plan.cells(results.trials)
+        for cell, point, trials in grid.cells(results.trials)
     ]
 
 
