@@ -12,23 +12,12 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from raybench.dotted import SHORT, Assignments, assign, first_complaint, flatten, full_path, wrong_key
 from raybench.errors import SuiteError, UserError, did_you_mean
 from raybench.records import STATISTICS, TrialRow
 from raybench.registry import DATASETS, check_augmentation_name, check_model_name
 from raybench.search import Range
-from raybench.settings import (
-    PARTIAL,
-    SHORT,
-    Assignments,
-    DatasetSettings,
-    TrainSettings,
-    TrialSettings,
-    assign,
-    first_complaint,
-    flatten,
-    full_path,
-    wrong_key,
-)
+from raybench.settings import PARTIAL, DatasetSettings, TrainSettings, TrialSettings
 from raybench.yamlfile import Complaints
 
 Label = str | int | float | bool

@@ -16,10 +16,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from raybench.axes import NO_MODEL, Axis, Label
+from raybench.dotted import Assignments, assign, first_complaint
 from raybench.errors import SuiteError
 from raybench.records import Stage
 from raybench.search import Ended
-from raybench.settings import Assignments, TrialSettings, assign, first_complaint
+from raybench.settings import TrialSettings
 from raybench.suite import Suite
 
 MAX_TRIALS = 100_000

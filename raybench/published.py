@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from raybench.axes import Axis, Label, assigned_paths
+from raybench.dotted import full_path
 from raybench.errors import SuiteError
 from raybench.grid import Trial, cell_settings, differences
-from raybench.settings import full_path
 from raybench.suite import Reference, Suite, build
 from raybench.yamlfile import Complaints
 

@@ -33,13 +33,12 @@ from raybench.axes import (
     read_axis,
     read_include,
 )
+from raybench.dotted import SHORT, Assignments, first_complaint, flatten, full_path, put, wrong_key
 from raybench.errors import SuiteError, UserError, did_you_mean
 from raybench.prune import Prune
 from raybench.registry import DATASETS
 from raybench.search import Confirm, Draw, Range, size
 from raybench.settings import (
-    SHORT,
-    Assignments,
     AugmentationSpec,
     DatasetSettings,
     ModelSettings,
@@ -48,11 +47,6 @@ from raybench.settings import (
     Section,
     TrainSettings,
     TrialSettings,
-    first_complaint,
-    flatten,
-    full_path,
-    put,
-    wrong_key,
 )
 from raybench.yamlfile import Complaints, parse_yaml, read_file
 

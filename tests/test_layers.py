@@ -37,6 +37,7 @@ LAYERS = {
             "errors",
             "registry",
             "settings",
+            "dotted",
             "yamlfile",
             "axes",
             "suite",

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from raybench.dotted import first_complaint
 from raybench.prune import Bracket, Decision, Prune, Pruner
-from raybench.settings import first_complaint
 
 ASHA = Prune(name="asha")
 MEDIAN = Prune(name="median")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from raybench.dotted import first_complaint
 from raybench.search import Ended, Point, Range, draw, maximises, size, winner
-from raybench.settings import first_complaint
 
 LR = Range(range=(1e-5, 1e-1), log=True)
 WIDTH = Range(range=(16, 128), integer=True)
