@@ -22,9 +22,10 @@ from raybench.augment import Augmentation
 from raybench.data import Part, TrialData
 from raybench.datasets import Images, Pixels
 from raybench.errors import UserError, did_you_mean
+from raybench.feed import Feed
 from raybench.records import Score
 from raybench.settings import TrialSettings
-from raybench.train import EVALUATION_BATCH, Feed
+from raybench.train import EVALUATION_BATCH
 from raybench.trial import fit_augmentation, fresh_process
 from raybench.weights import restored
 

@@ -67,6 +67,7 @@ LAYERS = {
             "checkpoint",
             "weights",
             "replay",
+            "feed",
             "train",
             "trial",
             "job",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import math
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from raybench import augment, models, train
-from raybench.data import Part, Source, TrialData, load, trial_data
+from raybench import augment, models
+from raybench.data import Source, TrialData, load, trial_data
 from raybench.datasets import Dataset, Images
 from raybench.grid import Trial
 from raybench.rates import Patience
 from raybench.records import EpochRow, Outcome, computed
 from raybench.registry import AUGMENTATIONS, DATASETS
 from raybench.settings import DatasetSettings, EarlyStopping, ModelSettings, Optimizer, TrainSettings
-from raybench.train import AHEAD, Feed, History, Training, World, _Best, make_optimizer
+from raybench.train import History, Training, World, _Best, make_optimizer
 from raybench.trial import fit_augmentation, run_trial
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -133,58 +131,6 @@ def test_a_streamed_trial_repeats_one_in_memory_bit_for_bit(
         assert data.train().streamed == stream
         found.append(facts(run_trial(trial, data)))
     assert found[0] == found[1]
-
-
-def test_a_streamed_feed_reads_a_little_ahead_and_keeps_the_order(source: Source) -> None:
-    part = Part(source.splits["train"], np.arange(90)[::-1].copy())
-    streamed, held = (
-        Feed(dataclasses.replace(part, streamed=each), source.fingerprint, torch.device("cpu"))
-        for each in (True, False)
-    )
-    asked: list[int] = []
-
-    def positions() -> Iterator[Tensor]:
-        for number, at in enumerate(torch.split(torch.randperm(90), 7)):
-            asked.append(number)
-            yield at
-
-    torch.manual_seed(3)
-    expected = list(held.batches(positions()))
-    torch.manual_seed(3)
-    asked.clear()
-    for number, (images, labels) in enumerate(streamed.batches(positions())):
-        assert asked[-1] == min(number + AHEAD, 12)
-        assert torch.equal(images, expected[number][0])
-        assert images.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(labels, expected[number][1])
-    assert number == 12
-
-
-def test_a_gpu_holds_all_images_unless_they_are_streamed_or_too_many(
-    source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a device that knows shapes and has no values, in the place of a GPU."""
-    monkeypatch.setattr(train, "_on_device", {})
-    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    pinned: list[int] = []
-    monkeypatch.setattr(Tensor, "pin_memory", lambda pixels: pinned.append(len(pixels)) or pixels)
-    free = 4 * 90 * 64  # a quarter of it is what the images take
-    cases = [("held", False, free), ("streamed", True, free), ("too many", False, free - 1)]
-    for case, streamed, memory in cases:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, memory=memory: (memory, 10 * free))
-        feed = Feed(Part(source.splits["train"], np.arange(90), streamed), case, torch.device("meta"))
-        is_held = case == "held"
-        assert (feed.pixels is not None, feed.at.type) == (is_held, "meta" if is_held else "cpu")
-        images, labels = next(feed.batches(torch.split(torch.arange(90, device=feed.at), 16)))
-        assert (images.shape, images.device.type) == ((16, 1, 8, 8), "meta")
-        assert (labels.shape, labels.device.type) == ((16,), "meta")
-        assert bool(pinned) != is_held
-
-
-def test_what_reading_ahead_raises_is_raised_here(source: Source) -> None:
-    feed = Feed(Part(source.splits["train"], np.arange(90), streamed=True), "", torch.device("cpu"))
-    with pytest.raises(IndexError, match="index 90 is out of bounds"):
-        next(feed.batches([torch.tensor([90])]))
 
 
 def pixels_of(images: Any) -> list[bytes]:

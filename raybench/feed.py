@@ -1,0 +1,100 @@
+"""The images of a split as batches on the device: held in its memory, or read a little ahead."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from raybench.data import Part
+
+AHEAD = 2
+"""Batches that are read before they are needed."""
+
+
+class Feed:
+    """The images of one split as batches on the device.
+
+    On a GPU all of them lie in its memory, moved there once per process, unless they are streamed or too many: then, as
+    on the CPU, each batch is copied out of the shared array, so that nothing a trial does can reach it.
+    """
+
+    def __init__(self, part: Part, fingerprint: str, device: torch.device, limit: int | None = None) -> None:
+        """``limit`` cuts the split after so many images."""
+        self.part = dataclasses.replace(part, index=part.index[:limit])
+        self.device = device
+        self.labels = torch.from_numpy(self.part.images.labels[self.part.index]).to(device)
+        self.pixels = None if device.type == "cpu" else _resident(self.part, fingerprint, device)
+        self.at = torch.device("cpu") if self.pixels is None else device
+        """Where positions are to lie."""
+        # Reading ahead hides a disk and the way to a GPU; from memory to the CPU there is nothing to be hidden.
+        self.reads_ahead = self.pixels is None and (part.streamed or device.type != "cpu")
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def batches(self, positions: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield for each of ``positions`` the images there: float [n, C, H, W] from 0 to 1, and labels int64 [n].
+
+        The pixels lie channels last in memory, the layout that convolutions want.
+        """
+        if self.reads_ahead:
+            for at, pixels in self._ahead(positions):
+                yield self._batch(at, pixels)
+        else:
+            yield from map(self.take, positions)
+
+    def take(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images at the positions ``at``, as `batches` does."""
+        return self._batch(at, self._gather(at))
+
+    def _batch(self, at: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+        return images, self.labels[at.to(self.device)]
+
+    def _gather(self, at: Tensor) -> Tensor:
+        if self.pixels is not None:
+            return self.pixels[at]
+        pixels = torch.from_numpy(self.part.gather(at.numpy())[0])
+        if self.device.type == "cpu":
+            return pixels
+        with torch.cuda.device(self.device):  # a thread begins with the first GPU
+            # From pinned memory the copy does not hold up this process, and torch keeps the memory until it is done.
+            return pixels.pin_memory()
+
+    def _ahead(self, positions: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gather in a thread, `AHEAD` batches before they are needed."""
+        coming: deque[tuple[Tensor, Future[Tensor]]] = deque()
+        with ThreadPoolExecutor(1) as thread:
+            for at in positions:
+                coming.append((at, thread.submit(self._gather, at)))
+                if len(coming) > AHEAD:
+                    at, pixels = coming.popleft()
+                    yield at, pixels.result()
+            for at, pixels in coming:
+                yield at, pixels.result()
+
+
+_on_device: dict[str, Tensor] = {}
+"""The images of the last dataset on the GPU, for the next trial of this process."""
+
+
+def _resident(part: Part, fingerprint: str, device: torch.device) -> Tensor | None:
+    """Return the pixels of ``part`` on ``device``, from the copy that an earlier trial made if there is one.
+
+    None where they are streamed, or would take more than a quarter of the memory that is free there.
+    """
+    if any(not key.startswith(fingerprint) for key in _on_device):
+        _on_device.clear()
+    key = f"{fingerprint}/{device}/{hashlib.sha256(part.index.tobytes()).hexdigest()}"
+    if key not in _on_device:
+        size = len(part) * part.images.pixels[0].nbytes
+        if part.streamed or size > torch.cuda.mem_get_info(device)[0] / 4:
+            return None
+        _on_device[key] = torch.from_numpy(part.images.pixels[part.index]).to(device)
+    return _on_device[key]
