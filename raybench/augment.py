@@ -10,8 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,8 +90,8 @@ class Shift(Geometric):
     draws = 2
 
     def __init__(self, x: float = 0.1, y: float | None = None) -> None:
-        self.x = _number("x", x, 0, 1)
-        self.y = self.x if y is None else _number("y", y, 0, 1)
+        self.x = number("x", x, 0, 1)
+        self.y = self.x if y is None else number("y", y, 0, 1)
 
     def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         height, width = size
@@ -106,7 +105,7 @@ class Zoom(Geometric):
     draws = 2
 
     def __init__(self, range: float = 0.1) -> None:
-        self.range = _number("range", range, 0, 1)
+        self.range = number("range", range, 0, 1)
 
     def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         wider, higher = _signed(uniform)
@@ -119,7 +118,7 @@ class ZoomIn(Geometric):
     draws = 1
 
     def __init__(self, range: float = 0.5) -> None:
-        self.largest = 1 / (1 - _number("range", range, 0, 0.99))
+        self.largest = 1 / (1 - number("range", range, 0, 0.99))
 
     def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         factor = 1 + (self.largest - 1) * uniform[:, :, None]
@@ -132,7 +131,7 @@ class Rotation(Geometric):
     draws = 1
 
     def __init__(self, degrees: float = 10.0) -> None:
-        self.radians = math.radians(_number("degrees", degrees, 0, 180))
+        self.radians = math.radians(number("degrees", degrees, 0, 180))
 
     def source(self, x: Tensor, y: Tensor, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         (turn,) = _signed(uniform)
@@ -146,8 +145,8 @@ class Flip(Part):
     draws = 2
 
     def __init__(self, horizontal: float = 0.5, vertical: float = 0.0) -> None:
-        self.horizontal = _number("horizontal", horizontal, 0, 1)
-        self.vertical = _number("vertical", vertical, 0, 1)
+        self.horizontal = number("horizontal", horizontal, 0, 1)
+        self.vertical = number("vertical", vertical, 0, 1)
 
     def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
         horizontal, vertical = uniform[:, :, None, None, None].unbind(1)
@@ -161,7 +160,7 @@ class Crop(Part):
     draws = 2
 
     def __init__(self, padding: int = 4) -> None:
-        if padding != int(_number("padding", padding, 0, 1000)):
+        if padding != int(number("padding", padding, 0, 1000)):
             raise ValueError(f"padding must be a whole number of pixels, not {padding!r}")
         self.padding = int(padding)
 
@@ -180,8 +179,8 @@ class Cutout(Part):
     draws = 2
 
     def __init__(self, size: float = 0.5, fill: float = 0.0) -> None:
-        self.size = _number("size", size, 0, 1)
-        self.fill = _number("fill", fill, 0, 1)
+        self.size = number("size", size, 0, 1)
+        self.fill = number("fill", fill, 0, 1)
 
     def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
         height, width = images.shape[2:]
@@ -202,7 +201,7 @@ class Brightness(Part):
     needs_pixels = True
 
     def __init__(self, range: float = 0.2) -> None:
-        self.range = _number("range", range, 0, 1)
+        self.range = number("range", range, 0, 1)
 
     def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
         factor = 1 + self.range * (2 * uniform - 1)
@@ -216,7 +215,7 @@ class Noise(Part):
     needs_pixels = True
 
     def __init__(self, std: float = 0.1) -> None:
-        self.std = _number("std", std, 0, 1)
+        self.std = number("std", std, 0, 1)
 
     def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
         noise = _normal(uniform, images[0].numel()).view(images.shape)
@@ -238,88 +237,6 @@ class Preparation(Part):
     @abstractmethod
     def load(self, statistics: Statistics, device: torch.device | str) -> None:
         """Take over what `fit` returned, or nothing."""
-
-
-class Standardize(Preparation):
-    """Give each channel mean 0 and standard deviation 1 over the training images; or subtract and divide as told.
-
-    ``mean`` and ``std`` are a number, or a list of one per channel, for values from 0 to 1.
-    """
-
-    def __init__(self, mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None) -> None:
-        if (mean is None) != (std is None):
-            raise ValueError("give both mean and std, or neither")
-        self.given: Statistics = {}
-        if mean is not None:
-            self.given = {"mean": _numbers("mean", mean, 0, 1), "std": _numbers("std", std, 1e-6, 1)}
-
-    @property
-    def key(self) -> str | None:
-        return None if self.given else "standardize"
-
-    def fit(self, images: TrainingImages) -> Statistics:
-        count, (total, squares) = 0, np.zeros((2, images[:1].shape[3]), np.int64)  # whole numbers: no digit is lost
-        for block in _blocks(images):
-            rows = block.reshape(-1, block.shape[3])
-            count += len(rows)
-            total += rows.sum(0, dtype=np.int64)
-            squares += np.einsum("nc,nc->c", rows, rows, dtype=np.int64)
-        mean = total / count
-        variance = squares / count - mean**2
-        std = np.where(variance > 0, np.sqrt(variance), 255)  # a channel of one value is only shifted
-        return {"mean": (mean / 255).astype(np.float32), "std": (std / 255).astype(np.float32)}
-
-    def load(self, statistics: Statistics, device: torch.device | str) -> None:
-        statistics = self.given or statistics
-        self.mean, self.std = (torch.tensor(statistics[key], device=device)[:, None, None] for key in ("mean", "std"))
-
-    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
-        for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if len(numbers) not in (1, images.shape[1]):
-                raise UserError(
-                    f"standardize has {len(numbers)} numbers for {name}, but images of {images.shape[1]} channels"
-                )
-        return (images - self.mean).div_(self.std)
-
-
-class ZCA(Preparation):
-    """Whiten images with the statistics of the training images.
-
-    As Keras' ImageDataGenerator(zca_whitening=True) does with images of values 0 to 1: subtract each channel's mean,
-    then multiply the flattened image by U diag(1 / sqrt(s + eps)) U^T, where U diag(s) U^T is the covariance of the
-    training images. Flattened here means by row, column, channel.
-    """
-
-    largest = 64 * 64 * 3
-    """Numbers per image; the matrix holds the square of this."""
-
-    def __init__(self, eps: float = 1e-6) -> None:
-        self.eps = _number("eps", eps, 1e-12, 1)
-
-    @property
-    def key(self) -> str:
-        return f"zca-{self.eps!r}"
-
-    def fit(self, images: TrainingImages) -> Statistics:
-        height, width, channels = images[:1].shape[1:]
-        if height * width * channels > self.largest:
-            raise UserError(f"zca is for images of at most 64x64x3 numbers, not {height}x{width}x{channels}")
-        mean, covariance = _moments(images)
-        with _one_thread():  # with several, the last bits of the result depend on how many
-            scales, axes = torch.linalg.eigh(covariance)
-            matrix = (axes / (scales.clamp(min=0) + self.eps).sqrt()) @ axes.T
-        return {"zca_mean": mean.float().numpy(), "zca_matrix": matrix.float().numpy()}
-
-    def load(self, statistics: Statistics, device: torch.device | str) -> None:
-        self.mean = torch.tensor(statistics["zca_mean"], device=device)
-        self.matrix = torch.tensor(statistics["zca_matrix"], device=device)
-
-    def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
-        batch, channels, height, width = images.shape
-        rows = (images.permute(0, 2, 3, 1) - self.mean).flatten(1)
-        with torch.autocast(images.device.type, enabled=False), _all_digits():
-            rows = rows @ self.matrix
-        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Augmentation:
@@ -440,45 +357,16 @@ def _combine(parts: list[Part]) -> list[Part]:
     return steps
 
 
-def _number(name: str, value: Any, low: float, high: float) -> float:
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """Return an option that must be a number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low} to {high}, not {value!r}")
     return float(value)
 
 
-def _numbers(name: str, value: Any, low: float, high: float) -> NDArray[np.float32]:
-    several = value if isinstance(value, list | tuple) else [value]
-    return np.array([_number(name, number, low, high) for number in several], np.float32)
-
-
 def _signed(uniform: Tensor) -> tuple[Tensor, ...]:
     """Stretch each column of [B, draws] from [0, 1) to [-1, 1), as [B, 1, 1] for use with coordinates."""
     return (2 * uniform - 1)[:, :, None, None].unbind(1)
-
-
-def _blocks(images: TrainingImages) -> Iterator[NDArray[np.uint8]]:
-    return (images[start : start + 1024] for start in range(0, len(images), 1024))
-
-
-def _moments(images: TrainingImages) -> tuple[Tensor, Tensor]:
-    """Return mean [C] and covariance [D, D] about it of uint8 images [N, H, W, C], scaled to 0..1, in float64.
-
-    The sums are of whole numbers from -128 to 127, and over 1024 images their products stay within 2**24, up to which
-    float32 is exact: the fast matrix product loses nothing, and the order of summation does not matter.
-    """
-    count, channels, size = len(images), images[:1].shape[3], images[:1].size
-    total = torch.zeros(size, dtype=torch.float64)
-    products = torch.zeros(size, size, dtype=torch.float64)
-    for block in _blocks(images):
-        rows = torch.from_numpy(block.reshape(-1, size).astype(np.float32)) - 128
-        total += rows.sum(0)
-        products += rows.T @ rows
-    average = total / count
-    mean = average.view(-1, channels).mean(0)
-    centre = mean.repeat(size // channels)
-    cross = torch.outer(average, centre)
-    covariance = products / count - cross - cross.T + torch.outer(centre, centre)
-    return (mean + 128) / 255, covariance / 255**2
 
 
 def _resampled(
@@ -515,24 +403,3 @@ def _normal(uniform: Tensor, count: int) -> Tensor:
         bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * factor
     unit = ((bits >> 41 & (1 << 23) - 1) + 0.5) * 2**-22 - 1  # between -1 and 1, exclusive, without rounding
     return torch.erfinv(unit) * math.sqrt(2)
-
-
-@contextmanager
-def _all_digits() -> Iterator[None]:
-    """Multiply float32 matrices as such, also where the trial trains in TF32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -120,8 +120,8 @@ AUGMENTATIONS = Registry(
         "cutout": "raybench.augment:Cutout",
         "brightness": "raybench.augment:Brightness",
         "noise": "raybench.augment:Noise",
-        "standardize": "raybench.augment:Standardize",
-        "zca": "raybench.augment:ZCA",
+        "standardize": "raybench.preparation:Standardize",
+        "zca": "raybench.preparation:ZCA",
     },
 )
 """Callables ``(**parameters)`` that return one part, or a list of specs of parts (a recipe).

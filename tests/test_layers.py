@@ -58,6 +58,7 @@ LAYERS = {
             "data",
             "datasets",
             "augment",
+            "preparation",
             "policies",
             "models",
             "backbones",

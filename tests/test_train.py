@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from raybench import augment, models
+from raybench import augment, models, preparation
 from raybench.data import Source, TrialData, load, trial_data
 from raybench.datasets import Dataset, Images
 from raybench.grid import Trial
@@ -414,7 +414,7 @@ def test_tf32_is_allowed_for_its_trial_alone_and_changes_nothing_here(
 
 
 def test_whitening_is_of_all_digits_in_a_trial_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    zca = augment.ZCA()
+    zca = preparation.ZCA()
     zca.mean, zca.matrix = torch.zeros(3), torch.eye(12)
     seen: list[str] = []
 
