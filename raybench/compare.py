@@ -15,7 +15,7 @@ from raybench.axes import Label
 from raybench.cells import Cells, counted, find_cells, listed
 from raybench.errors import UserError
 from raybench.grid import Trial, differences
-from raybench.inference import METRICS, Family, Question, Sample, contrast, mean_of, name_of, number_or_none, sample
+from raybench.question import METRICS, Family, Question, Sample, contrast, mean_of, name_of, number_or_none, sample
 from raybench.records import OWN_COLUMN, TrialRow, measured_columns
 from raybench.suite import Suite
 from raybench.table import Column, Table

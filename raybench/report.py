@@ -25,8 +25,9 @@ from raybench.cells import find_cells
 from raybench.check import check_suite, check_trials
 from raybench.figures import PLOTS, Results, available, draw, svg
 from raybench.grid import Trial
-from raybench.inference import Question, tables
+from raybench.inference import tables
 from raybench.plan import Choice
+from raybench.question import Question
 from raybench.records import STATUSES
 from raybench.store import Store
 from raybench.suite import Suite, shipped_suites

@@ -10,7 +10,7 @@ from raybench import plan
 from raybench.compare import OUTCOMES, Comparison, Side, compare
 from raybench.errors import UserError
 from raybench.grid import Trial
-from raybench.inference import Question
+from raybench.question import Question
 from raybench.records import STATISTICS
 from raybench.stats import welch
 from raybench.table import Table

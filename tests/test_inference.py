@@ -11,9 +11,9 @@ from raybench import plan, stats
 from raybench.cells import find_cells
 from raybench.errors import UserError
 from raybench.grid import Trial
-from raybench.inference import MOST_PAIRS, Family, Question, tables
+from raybench.inference import MOST_PAIRS, tables
+from raybench.question import Question
 from raybench.records import STATISTICS
-from raybench.stats import Compared
 from raybench.table import Table
 
 SUITE = """
@@ -236,13 +236,6 @@ def values_of(trial: Trial) -> float:
     return VALUES[trial.cell][0]  # type: ignore[index]
 
 
-def test_verdicts() -> None:
-    family = Family((Compared(1, p=0.01), Compared(-1, p=0.001), Compared(1, p=0.2), Compared(1, why="x")), 0.05)
-    assert family.verdicts("up", "down") == ["up", "down", "not told apart", "cannot tell: x"]
-    assert (family.tested, family.notes()) == (3, [])
-    assert Family((), 0.05).verdicts("up", "down") == []
-
-
 def test_too_many_pairs_are_not_made(make: Make) -> None:
     cells = 64
     assert cells * (cells - 1) // 2 > MOST_PAIRS
@@ -321,24 +314,6 @@ def test_what_is_missing_from_the_predictions_is_said(make: Make) -> None:
         *["cannot tell: no predictions"] * 3,
         *["cannot tell: different test images"] * 3,
     ]
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"metric": "val_acuracy"}, "--metric val_acuracy: cannot be compared; did you mean 'val_accuracy'?"),
-        (
-            {"over": "images", "metric": "val_loss", "interval": "bootstrap"},
-            "--metric val_loss: --over images compares the answers to single test images",
-        ),
-        ({"over": "images", "test": "paired"}, "--test paired: is a test over seeds, not with --over images"),
-        ({"over": "both", "interval": "t"}, "--interval t: is over seeds; with --over both it is bootstrap"),
-    ],
-)
-def test_questions_that_do_not_fit(asked: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as error:
-        Question(**asked)
-    assert str(error.value) == message
 
 
 # ---------------------------------------------------------------------------------------------------------------------

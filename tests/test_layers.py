@@ -97,6 +97,7 @@ LAYERS = {
             "explain",
             "stats",
             "check",
+            "question",
             "inference",
             "compare",
             "figures",

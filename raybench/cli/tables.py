@@ -246,7 +246,8 @@ def stats(
     cannot reach its level with so few seeds says so and has no p value. Neither torch nor Ray is needed.
     """
     from raybench.cells import find_cells
-    from raybench.inference import Question, tables
+    from raybench.inference import tables
+    from raybench.question import Question
 
     question = Question(
         metric=metric,
@@ -294,7 +295,7 @@ def compare(
     """
     from raybench.compare import Side
     from raybench.compare import compare as put_side_by_side
-    from raybench.inference import Question
+    from raybench.question import Question
 
     question = Question(metric=metric, test=test, confidence=confidence)  # type: ignore[arg-type]
     one_table(parts, format, "changes or cells")
