@@ -15,8 +15,12 @@ from raybench.suite import Reference, Suite, build
 from raybench.yamlfile import Complaints
 
 CONFIDENCE = 0.95
-NO_PROTOCOL = ("resources", "dataset.stream", "dataset.seed", "train.test_every_epoch")
-"""Settings that a publication's numbers do not depend on, but for their noise."""
+NO_PROTOCOL = (
+    *("resources", "dataset.stream", "dataset.seed", "train.test_every_epoch", "repeat"),
+    *("name", "about", "trials", "reference", "keep_weights", "ood", "track"),
+)
+"""Keys of a suite, each with all below it, that its numbers do not depend on, but for their noise: with other values of
+these, trials are compared with what was published. Every other key is protocol."""
 
 
 def said_of(references: Iterable[Mapping[str, Any]]) -> str:
@@ -123,8 +127,7 @@ class Protocol:
 
 
 def _harmless(path: str) -> bool:
-    keys = (*NO_PROTOCOL, "repeat", "trials", "name", "about", "reference")
-    return any(f"{full_path(path.strip())}.".startswith(f"{key}.") for key in keys)
+    return any(f"{full_path(path.strip())}.".startswith(f"{key}.") for key in NO_PROTOCOL)
 
 
 def _values(axis: Axis | None) -> str:

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from scipy import stats
 
 from raybench import plan
 from raybench import suite as suites
 from raybench.plan import restore, snapshot
 from raybench.published import Protocol, published_row, said_of, verdict
+from raybench.settings import Named
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Verdicts
@@ -167,3 +171,57 @@ def test_a_file_that_needs_set_to_be_a_suite(changed: Changed) -> None:
 def test_results_of_before_the_suites_own_settings_were_kept(changed: Changed) -> None:
     assert set(changed("train.epochs=2", "repeat.seed=1", old=True).values()) == {"--set train.epochs=2"}
     assert set(changed(old=True).values()) == set(changed("repeat.seed=1", old=True).values()) == {""}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every key has a side
+
+PROTOCOL = {
+    *("extends", "imports", "model", "augmentation", "compare", "search", "confirm", "zip", "include", "exclude"),
+    *(f"dataset.{key}" for key in ("name", "folder", "image_size", "train_size", "test_size")),
+    *("dataset.validation.size", "dataset.validation.fraction"),
+    *("draw.points", "draw.at_once", "prune.name", "prune.first", "prune.factor"),
+    *(f"train.{key}" for key in ("epochs", "batch_size", "lr", "loss", "label_smoothing", "l2", "phases")),
+    *(f"train.{key}" for key in ("augmented_copies", "best", "precision", "cuda_graph", "smoke", "trainable.last")),
+    *(f"train.optimizer.{key}" for key in ("name", "momentum", "nesterov", "weight_decay", "decay")),
+    *(f"train.elastic_net.{key}" for key in ("lambda", "alpha", "layers")),
+    *(f"train.schedule.{key}" for key in ("name", "factor", "every", "metric", "patience", "min_delta", "min_lr")),
+    *(f"train.early_stopping.{key}" for key in ("metric", "patience", "min_delta")),
+}
+"""With another value of one of these, a trial is not compared with what was published."""
+NOISE = {
+    *("dataset.stream", "dataset.seed", "train.test_every_epoch", "repeat.seed"),
+    *(f"resources.{key}" for key in ("cpus", "gpus", "workers", "custom", "labels")),
+    *("name", "about", "trials", "reference", "keep_weights", "ood.dataset", "ood.layers", "track"),
+}
+"""With another value of one of these it is."""
+
+
+def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a suite that have none below them; a list, and what has options, is one."""
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{name}"
+        below = [] if key == "ood.dataset" else [*sections(field.annotation)]
+        yield from [end for one in below for end in keys(one, f"{key}.")] if below else [key]
+
+
+def sections(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and not issubclass(kind, Named):
+        yield kind
+    elif get_origin(kind) in (Union, UnionType, Annotated):
+        for part in get_args(kind):
+            yield from sections(part)
+
+
+def test_a_new_key_must_be_put_on_one_side() -> None:
+    """Else it would be part of the protocol, or not, without anybody having thought of it."""
+    assert not PROTOCOL & NOISE
+    assert {*keys(suites.SuiteFile)} == PROTOCOL | NOISE, "say above, and in NO_PROTOCOL, whether numbers depend on it"
+
+
+@pytest.mark.parametrize("key", sorted(PROTOCOL | NOISE))
+def test_what_set_says_of_each_key(key: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SUITE)
+    suite = suites.load(tmp_path / "s.yaml")
+    said = replace(suite, written=None, sets=(f"{key}=x",))  # as of results that do not have the file's own settings
+    assert Protocol(said).changed(plan.expand(suite)[0]) == (f"--set {key}=x" if key in PROTOCOL else "")
