@@ -31,16 +31,19 @@ Which = Literal["any", "right", "wrong"]
 
 
 class Images:
-    """The datasets that networks were trained on and are asked about, each read once."""
+    """The datasets that networks were trained on and are asked about, each read once.
 
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
+    A missing one is downloaded if ``download`` says so; else its folder is asked for, in one line.
+    """
+
+    def __init__(self, data_dir: Path, *, download: bool = False) -> None:
+        self.data_dir, self.download = data_dir, download
         self._sources: dict[Any, Source] = {}
 
     def source(self, settings: DatasetSettings) -> Source:
         key = settings.name, settings.folder, settings.image_size
         if key not in self._sources:
-            self._sources[key] = load(settings, self.data_dir)
+            self._sources[key] = load(settings, self.data_dir, download=self.download)
         return self._sources[key]
 
 

@@ -325,6 +325,28 @@ def test_gradcam_as_a_kind_of_figure_and_in_the_report(
     assert shown == {"with": True, "without": False}
 
 
+@pytest.mark.parametrize(
+    ("command", "downloads"),
+    [(("gradcam", "seen"), False), (("plot", "gradcam", "seen"), False), (("ood", "seen", "--dataset", "svhn"), True)],
+)
+def test_only_who_asks_for_other_images_has_them_downloaded(
+    command: tuple[str, ...],
+    downloads: bool,
+    raybench: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A picture of stored results asks for the folder of their images, as `plot gallery` does."""
+    asked = []
+
+    def load(settings: object, data_dir: Path, *, download: bool) -> None:
+        asked.append(download)
+        raise DataError("no images here")
+
+    monkeypatch.setattr(revisit, "load", load)
+    status, _, said = raybench(*command)
+    assert (status, asked) == (2, [downloads]) and said.endswith("raybench: no images here\n")
+
+
 @pytest.mark.parametrize("command", [("gradcam", "seen"), ("plot", "gradcam", "seen"), ("ood", "seen")])
 def test_networks_cannot_be_asked_without_torch(
     raybench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]

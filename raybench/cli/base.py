@@ -114,7 +114,7 @@ data_option = click.option(
     default=Path("data"),
     show_default=True,
     envvar="RAYBENCH_DATA",
-    help="Where the images lie, or are downloaded to.",
+    help="Where the images lie. `run` and `ood` download those that are missing, other commands ask for their folder.",
 )
 address_option = click.option(
     "--address",

@@ -86,8 +86,8 @@ def plot(
     """Draw a figure from what a suite's last run stored: nothing is trained again.
 
     AXIS=VALUE words keep a part of the plan: [bold]raybench plot confusion table1 model=model2[/bold]. Only finished
-    trials enter means. The file's path is printed. Neither torch nor Ray is needed but for gradcam, which is
-    [bold]raybench gradcam[/bold].
+    trials enter means. The file's path is printed. Images and names of classes are read from --data-dir, and not
+    downloaded. Neither torch nor Ray is needed but for gradcam, which is [bold]raybench gradcam[/bold].
     """
     PLOTS.check(kind)
     given = {name: value for name, value in options.items() if value is not None}

@@ -46,7 +46,8 @@ def gradcam(
     """Draw what in test images speaks for the class that a trial predicts (Grad-CAM), from its kept weights.
 
     Of the first finished trial whose weights were kept (`keep_weights: best`), of those that AXIS=VALUE words leave.
-    The file's path is printed. Needs captum: [bold]pip install 'raybench\\[explain]'[/bold].
+    The images are read from --data-dir, and not downloaded. The file's path is printed. Needs captum:
+    [bold]pip install 'raybench\\[explain]'[/bold].
     """
     from raybench.figures import collect, draw, save
     from raybench.figures.style import check_suffix
@@ -119,7 +120,8 @@ def ood(
     """Say how well trained networks tell images from outside of their data, by the suite's `ood`.
 
     Finished trials whose weights were kept (`keep_weights: best`) are looked at once, and nothing is trained: by the
-    mean activation of each layer, the largest softmax and the energy. What is stored already is only printed.
+    mean activation of each layer, the largest softmax and the energy. What is stored already is only printed. Images
+    that are not in --data-dir are downloaded, as for [bold]raybench run[/bold].
     """
     from raybench.figures import collect, draw, save
     from raybench.figures.style import check_suffix
@@ -136,7 +138,7 @@ def ood(
     from raybench.suite import import_modules
 
     import_modules(choice.suite)
-    console, images = progress(), Images(data_dir)
+    console, images = progress(), Images(data_dir, download=True)
     store.open(read_snapshot(store.folder))
     try:
         with console.status("loading the images") as status:
