@@ -36,7 +36,7 @@ from raybench.datasets import (
     locked,
     seeded,
 )
-from raybench.errors import DataError
+from raybench.errors import DataError, UserError
 from raybench.registry import DATASETS
 from raybench.settings import DatasetSettings, HeldOut
 
@@ -402,3 +402,41 @@ def trial_data(source: Source, settings: DatasetSettings) -> TrialData:
     division = divide(source, settings)
     pools = {split: source.splits[split] for split in ("train", division.validation[0], "test")}
     return TrialData(pools, division, source.classes, source.fingerprint, source.stored is not None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images of another dataset, for a network that was trained on this one
+
+
+def sized(outside: DatasetSettings, shape: tuple[int, int, int]) -> DatasetSettings:
+    """Return the settings of the images from outside, brought to the size of the trial's own of ``shape`` (C, H, W)."""
+    _, height, width = shape
+    if outside.image_size or height != width:
+        return outside
+    return outside.model_copy(update={"image_size": height})
+
+
+def in_shape(part: Part, shape: tuple[int, int, int]) -> Part:
+    """Return images of another dataset with the channels of ``shape`` (C, H, W): grey ones repeated, colours weighted
+    as television does (ITU-R 601-2). Their size must be that of ``shape`` already.
+
+    Raises:
+        UserError: if it is not.
+    """
+    channels, height, width = shape
+    pixels, labels = part.gather(slice(None))
+    if pixels.shape[1:3] != (height, width):
+        raise UserError(
+            f"ood.dataset: its images are {pixels.shape[2]}x{pixels.shape[1]} pixels, those of the trial"
+            f" {width}x{height}: set ood.dataset.image_size"
+        )
+    return Part(Images(_with_channels(pixels, channels), labels), np.arange(len(labels)))
+
+
+def _with_channels(pixels: Pixels, channels: int) -> Pixels:
+    if pixels.shape[3] == channels:
+        return pixels
+    if channels == 1:
+        weighted = pixels @ np.array([299, 587, 114])
+        return ((weighted + 500) // 1000).astype(np.uint8)[..., None]
+    return np.repeat(pixels, channels, axis=3)

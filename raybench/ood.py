@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from raybench.axes import Label
 from raybench.grid import Trial, by_cell
 from raybench.records import Activations, DetectionRow, Score
+from raybench.settings import DatasetSettings
 from raybench.suite import OutOfDistribution, Suite
 from raybench.table import Column, Table
 
@@ -79,6 +80,11 @@ def judge(inside: Numbers, outside: Numbers, judged_in: Judged, judged_out: Judg
     }
 
 
+def name_of(dataset: DatasetSettings) -> str:
+    """Return what a dataset outside is called: its name, and its folder where it has one."""
+    return f"{dataset.name}/{dataset.folder}" if dataset.folder else dataset.name
+
+
 def settings_text(ood: OutOfDistribution) -> str:
     """Return what a `DetectionRow` says of the suite's ``ood``: another text is of other images or layers."""
     return json.dumps(ood.model_dump(), sort_keys=True)
@@ -104,7 +110,7 @@ def rows_of(
         rows.append(
             DetectionRow(
                 trial_id=trial_id,
-                dataset=ood.dataset.name,
+                dataset=name_of(ood.dataset),
                 score=score.score,
                 layer=score.layer,
                 kind=None if score.layer is None else kinds[score.layer],
@@ -116,15 +122,21 @@ def rows_of(
     return rows
 
 
+SAID = ("threshold", "accuracy", "out_fingerprint", "settings")
+
+
 def frame(rows: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the judged images of ``activations/``, each with the ``threshold`` of its trial and score in ``ood/``, the
-    score's name for people as ``name``, and that of the dataset outside as ``outside``."""
-    keys = ["trial_id", "score", "layer"]
+    """Return the judged images of ``activations/``, each with the score's name for people as ``name``, and `SAID`: what
+    ``ood/`` says of its trial, score and dataset outside."""
+    keys = ["trial_id", "score", "layer", "outside"]
     of = zip(*(_filled(rows)[column] for column in ("score", "layer", "kind")), strict=True)
     names = [f"layer {layer} ({kind})" if kind else NAMES[score] for score, layer, kind in of]
-    # pandas takes nulls for equal
-    known = rows[[*keys, "threshold"]].assign(name=names, outside=rows["dataset"])
-    return scores[scores["judged"]].merge(known, on=keys)
+    known = rows.assign(outside=rows["dataset"], name=names)[[*keys, "name", *SAID]]
+    judged = scores[scores["judged"]]
+    if judged["outside"].isna().any():  # from files of before, which hold one dataset of each trial
+        only = rows.drop_duplicates("trial_id", keep="last").set_index("trial_id")["dataset"]
+        judged = judged.assign(outside=judged["outside"].fillna(judged["trial_id"].map(only)))
+    return judged.merge(known, on=keys)  # pandas takes nulls for equal
 
 
 def _filled(rows: pd.DataFrame) -> pd.DataFrame:
@@ -136,6 +148,7 @@ def _filled(rows: pd.DataFrame) -> pd.DataFrame:
 
 NAMES: dict[Score, str] = {"mean_activation": "mean activation", "max_softmax": "max softmax", "energy": "energy"}
 COLUMNS = (
+    Column("outside", "outside", align="left"),
     Column("score", "score", align="left"),
     Column("layer", "layer", align="left"),
     Column("kind", "kind", align="left"),
@@ -151,36 +164,42 @@ COLUMNS = (
 MEANS = ("threshold", "accuracy", "peek_accuracy", "auroc", "fpr95")
 
 
-def table(rows: pd.DataFrame, suite: Suite, ood: OutOfDistribution, trials: Sequence[Trial]) -> Table:
-    """Return means over the trials of each cell, for each score and layer.
+def table(rows: pd.DataFrame, suite: Suite, asked: Sequence[OutOfDistribution], trials: Sequence[Trial]) -> Table:
+    """Return means over the trials of each cell, for each dataset outside, score and layer.
 
     Args:
-        rows: of ``ood/``; those of other trials or settings are left out.
+        rows: of ``ood/``; those of other trials or settings are left out, and a note says of which datasets.
+        asked: which datasets outside, in their order.
         trials: those planned; of a search, the points that lost are left out.
     """
     trials = [trial for trial in trials if suite.confirm == "none" or trial.stage != "search"]
-    rows = rows[(rows["settings"] == settings_text(ood)) & rows["trial_id"].isin([trial.id for trial in trials])]
+    stored = rows[rows["trial_id"].isin([trial.id for trial in trials])]
+    parts = [stored[stored["settings"] == settings_text(ood)] for ood in asked]
     axes = suite.names("compare")
     lines: list[tuple[Label | None, ...]] = []
     for cell, members in by_cell(trials).items():
-        here = rows[rows["trial_id"].isin([trial.id for trial in members])]
-        lines += ((*cell, *line) for line in _lines(here, len(members)))
+        for part in parts:
+            here = part[part["trial_id"].isin([trial.id for trial in members])]
+            lines += ((*cell, *line) for line in _lines(here, len(members)))
     return Table(
         suite=suite.name,
         title=f"{suite.name}: images from outside of the data",
-        header=(*_header(rows, ood),),
+        header=(*_header(parts, asked),),
         warnings=(),
         columns=(*(Column(axis, axis, align="left") for axis in axes), *COLUMNS),
         rows=tuple(lines),
-        notes=_notes(rows, trials),
+        notes=(*_notes(parts, trials), *_others(stored, asked)),
     )
 
 
-def _header(rows: pd.DataFrame, ood: OutOfDistribution) -> Iterable[str]:
-    yield f"inside: the test images of each trial; outside: test images of {ood.dataset.name}"
+def _header(parts: Sequence[pd.DataFrame], asked: Sequence[OutOfDistribution]) -> Iterable[str]:
+    names = [name_of(ood.dataset) for ood in asked]
+    yield f"inside: the test images of each trial; outside: test images of {', '.join(names)}"
     yield "an image is taken for one from outside if its score is below the threshold"
-    for n_in, n_out, choosing in sorted({*zip(rows["n_in"], rows["n_out"], rows["n_choosing"], strict=True)}):
-        yield f"judged: {n_in:,} images from inside and {n_out:,} from outside; {choosing:,} others choose it"
+    for name, rows in zip(names, parts, strict=True):
+        of = f" of {name}" if len(names) > 1 else ""
+        for n_in, n_out, choosing in sorted({*zip(rows["n_in"], rows["n_out"], rows["n_choosing"], strict=True)}):
+            yield f"judged: {n_in:,} images from inside and {n_out:,} from outside{of}; {choosing:,} others choose it"
     yield "accuracy: share told rightly; peek: with a threshold that the judged images choose themselves (report 004)"
     yield "AUROC, and FPR95, the share from outside that is accepted where 95 % from inside are, need no threshold"
     yield "mean over n trials; std: of the accuracy, sample standard deviation (ddof=1)"
@@ -193,6 +212,7 @@ def _lines(rows: pd.DataFrame, planned: int) -> Iterable[tuple[Label | None, ...
         first = members.iloc[0]
         values: dict[str, Label | None] = {name: float(members[name].mean()) for name in MEANS}
         values |= {
+            "outside": first["dataset"],
             "score": NAMES[first["score"]],
             "layer": first["layer"] or None,
             "kind": first["kind"] or None,
@@ -203,8 +223,13 @@ def _lines(rows: pd.DataFrame, planned: int) -> Iterable[tuple[Label | None, ...
         yield tuple(values[column.name] for column in COLUMNS)
 
 
-def _notes(rows: pd.DataFrame, trials: Sequence[Trial]) -> tuple[str, ...]:
-    lacking = len(trials) - rows["trial_id"].nunique()
-    if not lacking:
-        return ()
-    return (f"{lacking} of {len(trials)} trials are not counted: not finished, or without weights",)
+def _notes(parts: Sequence[pd.DataFrame], trials: Sequence[Trial]) -> Iterable[str]:
+    if lacking := len(trials) - min(rows["trial_id"].nunique() for rows in parts):
+        yield f"{lacking} of {len(trials)} trials are not counted: not finished, or without weights"
+
+
+def _others(stored: pd.DataFrame, asked: Sequence[OutOfDistribution]) -> Iterable[str]:
+    """Say of which other datasets scores lie beside those that are shown."""
+    names = {name_of(ood.dataset) for ood in asked}
+    if others := [name for name in dict.fromkeys(stored["dataset"]) if name not in names]:
+        yield f"stored too, and shown where --dataset names them: {', '.join(others)}"

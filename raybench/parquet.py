@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -76,6 +76,7 @@ ACTIVATIONS = pa.schema(
         ("trial_id", pa.string()),
         ("score", pa.string()),
         ("layer", pa.string()),
+        ("outside", pa.string()),
         ("dataset", pa.string()),
         ("index", pa.int32()),
         ("judged", pa.bool_()),
@@ -132,11 +133,17 @@ def activations_table(trial_id: str, scores: Sequence[Activations]) -> pa.Table:
     tables = []
     for score in scores:
         n = len(score.value)
-        named = [pa.repeat(pa.scalar(text, pa.string()), n) for text in (trial_id, score.score, score.layer)]
+        texts = (trial_id, score.score, score.layer, score.outside)
+        named = [pa.repeat(pa.scalar(text, pa.string()), n) for text in texts]
         columns = [*named, score.dataset.astype(str).tolist(), score.index, score.judged, score.value]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, ACTIVATIONS, strict=True)]
         tables.append(pa.Table.from_arrays(arrays, schema=ACTIVATIONS))
     return pa.concat_tables(tables)
+
+
+def together(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return all rows of tables; of a column that some lack, nulls."""
+    return pa.concat_tables(tables, promote_options="default").replace_schema_metadata(TRIALS.metadata)
 
 
 def typed_row(kind: type[Row], values: Mapping[Any, Any]) -> Row:
@@ -198,6 +205,15 @@ def take_out(folder: Folder, trial_id: str) -> None:
             left = " ".join(sorted(ids - {trial_id})).encode()
             rest = table.filter(pc.not_equal(table["trial_id"], trial_id))
             write(path, rest.replace_schema_metadata({**TRIALS.metadata, b"trials": left}))
+
+
+def others(folder: Folder, trial_id: str, column: str, values: Iterable[str]) -> Iterator[pa.Table]:
+    """Yield what is stored of a trial with other ``values`` of a column; nothing of files without the column."""
+    files = [*(path for path in _merged(folder) if trial_id in _ids_in(path)), folder / f"{trial_id}.parquet"]
+    for table in filter(None, _each(_content_if_whole, files)):
+        if column in table.column_names:
+            other = pc.invert(pc.is_in(table[column], pa.array([*values])))
+            yield table.filter(pc.and_(pc.equal(table["trial_id"], trial_id), other))
 
 
 def set_column(folder: Folder, column: pa.Field, values: Mapping[str, Any]) -> None:

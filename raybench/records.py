@@ -173,7 +173,7 @@ class DetectionRow:
 
     trial_id: str
     dataset: str
-    """Name of the dataset outside."""
+    """Name of the dataset outside, with its folder where it has one: ``imagefolder/other``."""
     score: Score
     """``mean_activation`` over all outputs of ``layer``; ``max_softmax``, the largest softmax of the logits;
     ``energy``, the logarithm of the sum of their exponentials (the negative energy at temperature 1)."""
@@ -212,6 +212,8 @@ class Activations:
 
     score: Score
     layer: str | None
+    outside: str
+    """Name of the dataset outside, as ``dataset`` is there."""
     dataset: np.ndarray
     """Text [n]: ``in`` or ``out``."""
     index: np.ndarray

@@ -165,7 +165,7 @@ PLOTS = Registry(
         "class_report": "raybench.figures.classes:class_report",
         "gallery": "raybench.figures.images:gallery",
         "gradcam": "raybench.figures.images:gradcam",
-        "activations": "raybench.figures.images:activations",
+        "activations": "raybench.figures.outside:activations",
         "outside": "raybench.figures.outside:outside",
     },
     given=1,

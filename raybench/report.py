@@ -23,6 +23,7 @@ from raybench import __version__
 from raybench.axes import Label
 from raybench.cells import find_cells
 from raybench.check import check_suite, check_trials
+from raybench.errors import UserError
 from raybench.figures import PLOTS, Results, available, draw, svg
 from raybench.grid import Trial
 from raybench.inference import tables
@@ -177,7 +178,11 @@ def _figures(results: Results, given: Mapping[str, Mapping[str, Any]]) -> tuple[
             not_drawn.append((kind, reason))
         else:
             about = (PLOTS.get(kind).__doc__ or "").strip().partition("\n")[0]
-            figure = draw(kind, results, **given.get(kind, {}))
+            try:
+                figure = draw(kind, results, **given.get(kind, {}))
+            except UserError as error:  # images from outside that are not at hand: seen when they are asked for
+                not_drawn.append((kind, str(error)))
+                continue
             drawn.append(Drawn(kind, about, Markup(svg(figure)), round(72 * figure.get_figwidth(), 1)))
     return drawn, not_drawn
 

@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from raybench import gradcam
-from raybench.data import Part, Source, load, trial_data
+from raybench.data import Part, Source, in_shape, load, sized, trial_data
 from raybench.datasets import Pixels, balanced, seeded
 from raybench.errors import DataError, UserError
 from raybench.grid import Trial
 from raybench.job import divided
-from raybench.ood import NAMES, rows_of, settings_text
-from raybench.ood import frame as ood_frame
+from raybench.ood import name_of, rows_of, settings_text
 from raybench.records import FINISHED, Activations
 from raybench.settings import DatasetSettings
 from raybench.store import Store
 from raybench.suite import OutOfDistribution
-from raybench.trained import Trained, again, in_shape
+from raybench.trained import Trained, again
 
 Which = Literal["any", "right", "wrong"]
 
@@ -148,7 +146,9 @@ def detect(
     ended = finished(store)
     stored, _ = store.read("ood", ["trial_id", "settings"])
     done = {*stored["trial_id"][stored["settings"] == settings_text(ood)]}
-    done &= {*store.read("activations", ["trial_id"])[0]["trial_id"]}  # unless their file is damaged
+    scored, _ = store.read("activations", ["trial_id", "outside"])  # a damaged file has none
+    of_these = scored["outside"].isna() | (scored["outside"] == name_of(ood.dataset))  # files of before do not say
+    done &= {*scored["trial_id"][of_these]}
     here = (store.kept_weights() & ended.keys()) - done
     todo = [trial for trial in trials if trial.id in here]
     for number, trial in enumerate(todo, start=1):
@@ -159,14 +159,6 @@ def detect(
             kinds = {name: type(module).__name__ for name, module in network.network.named_modules()}
         store.write_detection(trial.id, rows_of(trial.id, ood, fingerprint, rows, kinds), rows)
     return len(todo)
-
-
-def sized(outside: DatasetSettings, shape: tuple[int, int, int]) -> DatasetSettings:
-    """Return the settings of the images from outside, brought to the size of the trial's own of ``shape`` (C, H, W)."""
-    _, height, width = shape
-    if outside.image_size or height != width:
-        return outside
-    return outside.model_copy(update={"image_size": height})
 
 
 def scores(network: Trained, ood: OutOfDistribution, images: Images) -> list[Activations]:
@@ -193,6 +185,7 @@ def scores(network: Trained, ood: OutOfDistribution, images: Images) -> list[Act
         Activations(
             score=score,
             layer=layer,
+            outside=name_of(ood.dataset),
             dataset=np.repeat(["in", "out"], count),
             index=np.concatenate([part.index for part in parts.values()]).astype(np.int32),
             judged=np.concatenate([judged, judged]),
@@ -200,49 +193,6 @@ def scores(network: Trained, ood: OutOfDistribution, images: Images) -> list[Act
         )
         for (score, layer), values in inside.items()
     ]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Told:
-    """Some judged images of one trial, as one of its scores tells them."""
-
-    groups: list[tuple[str, Pixels]]
-    """What they are and how many of how many, and images [n,H,W,C] as the network sees them."""
-    caption: str
-
-
-def told(
-    trial: Trial, rows: pd.DataFrame, scores: pd.DataFrame, ood: OutOfDistribution, images: Images, count: int
-) -> Told:
-    """Return the first ``count`` judged images from outside and inside that a score told rightly, and wrongly.
-
-    Args:
-        rows, scores: of ``ood/`` and ``activations/``; of the trial's scores, the one with the best accuracy counts.
-
-    Raises:
-        UserError: if it has none.
-    """
-    best = rows[rows["trial_id"] == trial.id].sort_values("accuracy", ascending=False, kind="stable").iloc[:1]
-    if best.empty:
-        raise UserError(f"trial {trial.id} ({trial.name}): its weights were not kept, so it has no scores")
-    judged = ood_frame(best, scores)
-    accepted = judged["value"].astype(float) >= judged["threshold"]
-    own = images.source(trial.typed().dataset)
-    settings = sized(ood.dataset, own.shape)
-    splits = {"out": images.source(settings).splits["test"], "in": own.splits["test"]}
-    names = {"out": f"from outside ({ood.dataset.name})", "in": f"of the data ({trial.typed().dataset.name})"}
-    groups = []
-    for kind, pool in splits.items():
-        here = judged["dataset"] == kind
-        for right in (True, False):
-            index = judged["index"][here & ((accepted == (kind == "in")) == right)].to_numpy()
-            part = in_shape(Part(pool, index[:count]), own.shape)
-            groups.append(
-                (f"{names[kind]}, told {'rightly' if right else 'wrongly'}: {len(index)} of {here.sum()}", part[:])
-            )
-    ((score, layer, threshold),) = best[["score", "layer", "threshold"]].itertuples(index=False)
-    by = NAMES[score] + (f" of layer {layer}" if isinstance(layer, str) else "")
-    return Told(groups, f"trial {trial.name} ({trial.id}), by {by}: from outside if below {threshold:.4g}")
 
 
 def _drawn(part: Part, count: int, seed: int, name: str) -> Part:

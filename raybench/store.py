@@ -190,13 +190,24 @@ class Store:
 
     @_patient
     def write_detection(self, trial_id: str, rows: Sequence[DetectionRow], activations: Sequence[Activations]) -> None:
-        """Store what tells images from outside of the data by a trial, its rows last, in place of what was stored."""
+        """Store what tells the images of one dataset outside by a trial, its rows last, in place of what was stored of
+        both; what is stored of other datasets stays."""
         if isinstance(self._lock, Claim):
             self._lock.check()
+        outside = {row.dataset for row in rows}
+        # Activations from before they had the column do not say what they are of.
+        new: dict[Kind, tuple[str, pa.Table]] = {
+            "activations": ("outside", parquet.activations_table(trial_id, activations)),
+            "ood": ("dataset", parquet.rows_table(rows, DETECTION)),
+        }
+        whole = {
+            kind: parquet.together([*parquet.others(self.folder / kind, trial_id, column, outside), table])
+            for kind, (column, table) in new.items()
+        }
         self._take_out(trial_id, COMPUTED)
         name = f"{trial_id}.parquet"
-        parquet.write(self._place("activations", name), parquet.activations_table(trial_id, activations))
-        parquet.write(self._place("ood", name), parquet.rows_table(rows, DETECTION))
+        for kind, table in whole.items():
+            parquet.write(self._place(kind, name), table)
 
     @_patient
     def set_stages(self, stages: Mapping[str, Stage]) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from raybench import augment
 from raybench.augment import Augmentation
 from raybench.data import Part, TrialData
-from raybench.datasets import Images, Pixels
 from raybench.errors import UserError, did_you_mean
 from raybench.feed import Feed
 from raybench.records import Score
@@ -141,29 +140,3 @@ def again(settings: TrialSettings, seed: int, weights: bytes, data: TrialData, d
         network = restored(settings.model, weights, data.shape, len(data.classes))
         network = network.to(device).to(memory_format=torch.channels_last)
         yield Trained(settings, network, augmentation, data, torch.device(device))
-
-
-def in_shape(part: Part, shape: tuple[int, int, int]) -> Part:
-    """Return images of another dataset with the channels of ``shape`` (C, H, W): grey ones repeated, colours weighted
-    as television does (ITU-R 601-2). Their size must be that of ``shape`` already.
-
-    Raises:
-        UserError: if it is not.
-    """
-    channels, height, width = shape
-    pixels, labels = part.gather(slice(None))
-    if pixels.shape[1:3] != (height, width):
-        raise UserError(
-            f"ood.dataset: its images are {pixels.shape[2]}x{pixels.shape[1]} pixels, those of the trial"
-            f" {width}x{height}: set ood.dataset.image_size"
-        )
-    return Part(Images(_with_channels(pixels, channels), labels), np.arange(len(labels)))
-
-
-def _with_channels(pixels: Pixels, channels: int) -> Pixels:
-    if pixels.shape[3] == channels:
-        return pixels
-    if channels == 1:
-        weighted = pixels @ np.array([299, 587, 114])
-        return ((weighted + 500) // 1000).astype(np.uint8)[..., None]
-    return np.repeat(pixels, channels, axis=3)

@@ -105,7 +105,15 @@ def detected(trials: Sequence[Trial]) -> pd.DataFrame:
         itertools.product([trial.id for trial in trials], names, ["in", "out"], range(50)), columns=columns
     )
     return frame.assign(
-        value=(frame["value"] + (frame["dataset"] == "out") * 25) / 4000 + 0.0067, threshold=0.015, outside="svhn"
+        value=(frame["value"] + (frame["dataset"] == "out") * 25) / 4000 + 0.0067,
+        index=frame["value"],
+        score="mean_activation",
+        layer="relu",
+        threshold=0.015,
+        accuracy=frame["name"].map({name: 0.5 + (name == names[1]) / 4 for name in names}),
+        outside="svhn",
+        settings="{}",
+        out_fingerprint="fedc",
     )
 
 
@@ -129,6 +137,7 @@ def made(
         classes=names,
         detections=lambda: detected(trials),
         images=lambda trial, index: np.full((len(index), 8, 8, 3), 90, np.uint8),
+        foreign=lambda trial, settings, fingerprint, index: np.full((len(index), 8, 8, 3), 30, np.uint8),
     )
 
 
@@ -147,10 +156,6 @@ def options_of(kind: str, results: Results) -> dict[str, Any]:
     if kind == "gradcam":
         pixels = rng.integers(0, 255, (n, 8, 8, 3), np.uint8)
         return {"images": pixels, "maps": rng.random((n, 8, 8)), "true": [0, 1, 2] * 2, "predicted": [0, 1, 1] * 2}
-    if kind == "outside":
-        groups = [("told rightly: 12 of 40", 12), ("told wrongly: 0 of 40", 0), ("a heading that is longer", 1)]
-        pixels = {count: rng.integers(0, 255, (count, 8, 8, 1), np.uint8) for _, count in groups}
-        return {"groups": [(heading, pixels[count]) for heading, count in groups], "caption": ["by layer 1"]}
     return {}
 
 
@@ -353,7 +358,7 @@ def test_what_is_missing_for_a_kind(load_suite: Load) -> None:
         "gallery": "needs predictions, and none are stored",
         "gradcam": "is made from a trial's weights: `raybench gradcam` does it",
         "activations": "needs scores of images from outside: `raybench ood` stores them",
-        "outside": "is made from a trial's weights: `raybench ood --samples` does it",
+        "outside": "needs scores of images from outside: `raybench ood` stores them",
     }
     nothing = made(suite, trials, [row_of(trial, status="failed", test_accuracy=None) for trial in trials])
     assert {str(available(kind, nothing)).partition(":")[0] for kind in PLOTS.names()} == {

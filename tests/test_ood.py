@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,7 @@ def activations(shift: float, layer: str | None = "1") -> Activations:
     return Activations(
         score="mean_activation" if layer else "energy",
         layer=layer,
+        outside="svhn",
         dataset=np.repeat(["in", "out"], 4),
         index=np.arange(8, dtype=np.int32),
         judged=np.tile([False, False, True, True], 2),
@@ -143,7 +145,7 @@ def test_the_table_has_means_over_the_seeds_of_a_cell(load_suite: LoadSuite) -> 
     assert suite.ood
     mlp = [trial.id for trial in trials if trial.cell == ("mlp",)]
     rows = [*told(suite, mlp[0], 3.0), *told(suite, mlp[1], 4.0), *told(suite, "of no trial", 4.0)]
-    found = ood.table(frame(rows), suite, suite.ood, trials)
+    found = ood.table(frame(rows), suite, [suite.ood], trials)
     names = [column.name for column in found.columns]
     lines = [dict(zip(names, row, strict=True)) for row in found.rows]
     assert [(line["model"], line["score"], line["layer"], line["kind"]) for line in lines] == [
@@ -156,7 +158,7 @@ def test_the_table_has_means_over_the_seeds_of_a_cell(load_suite: LoadSuite) -> 
     assert lines[0]["accuracy_std"] == pytest.approx(np.std(shares, ddof=1))
     assert found.notes == ("2 of 4 trials are not counted: not finished, or without weights",)
     assert "judged: 2 images from inside and 2 from outside; 4 others choose it" in found.header
-    assert "| mlp   | mean activation | 1     | ReLU |   2 |" in table.render(found, "markdown")
+    assert "| mlp   | svhn    | mean activation | 1     | ReLU |   2 |" in table.render(found, "markdown")
 
 
 def test_rows_of_other_images_or_layers_enter_no_table(load_suite: LoadSuite) -> None:
@@ -164,7 +166,49 @@ def test_rows_of_other_images_or_layers_enter_no_table(load_suite: LoadSuite) ->
     other, _ = load_suite(SUITE, "ood.layers=all")
     assert suite.ood and other.ood
     rows = frame(told(suite, trials[0].id, 3.0))
-    assert len(ood.table(rows, suite, suite.ood, trials).rows) == 2
-    nothing = ood.table(rows, other, other.ood, trials)
+    assert len(ood.table(rows, suite, [suite.ood], trials).rows) == 2
+    nothing = ood.table(rows, other, [other.ood], trials)
     assert nothing.rows == () and nothing.notes[0].startswith("4 of 4 trials are not counted")
     assert table.render(nothing, "csv").count("\n") == 1
+
+
+def test_several_datasets_stand_beside_each_other(load_suite: LoadSuite) -> None:
+    """In the order in which they were asked about; with those that nobody asked about in a note."""
+    suite, trials = load_suite(SUITE)
+    others = [load_suite(SUITE, f"ood.dataset={name}")[0] for name in ("digits", "{name: imagefolder, folder: a/b}")]
+    asked = [one.ood for one in (suite, *others) if one.ood]
+    rows = [row for one in (others[0], suite, others[1]) for row in told(one, trials[0].id, 3.0)]
+    found = ood.table(frame(rows), suite, asked[:2], trials)
+    names = [column.name for column in found.columns]
+    lines = [dict(zip(names, row, strict=True)) for row in found.rows]
+    assert [(line["outside"], line["layer"], line["n"]) for line in lines] == [
+        ("svhn", "1", 1),
+        ("svhn", None, 1),
+        ("digits", "1", 1),
+        ("digits", None, 1),
+    ]
+    assert found.header[0] == "inside: the test images of each trial; outside: test images of svhn, digits"
+    assert found.header[2:4] == (
+        "judged: 2 images from inside and 2 from outside of svhn; 4 others choose it",
+        "judged: 2 images from inside and 2 from outside of digits; 4 others choose it",
+    )
+    assert found.notes == (
+        "3 of 4 trials are not counted: not finished, or without weights",
+        "stored too, and shown where --dataset names them: imagefolder/a/b",
+    )
+
+
+def test_images_are_judged_by_the_threshold_of_their_own_dataset(load_suite: LoadSuite) -> None:
+    suite, trials = load_suite(SUITE)
+    other, _ = load_suite(SUITE, "ood.dataset=digits")
+    rows = frame([*told(suite, trials[0].id, 3.0), *told(other, trials[0].id, 9.0)])
+    rows.loc[rows["dataset"] == "digits", "threshold"] = 7.0
+    scores = pd.concat(
+        pd.DataFrame({"trial_id": trials[0].id, **{name: getattr(one, name) for name in Activations.__slots__}})
+        for one in (activations(3.0), replace(activations(9.0), outside="digits"))
+    )
+    found = ood.frame(rows, scores)
+    assert {*zip(found["outside"], found["threshold"], strict=True)} == {("svhn", 2.0), ("digits", 7.0)}
+    assert len(found) == scores["judged"].sum()
+    before = scores[scores["outside"] == "svhn"].assign(outside=None)  # as files had it before there was the column
+    assert {*ood.frame(rows[rows["dataset"] == "svhn"], before)["outside"]} == {"svhn"}

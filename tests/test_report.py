@@ -426,16 +426,25 @@ def test_scores_of_images_from_outside_are_drawn_and_reported_without_torch(tmp_
     scores = Activations(
         score="energy",
         layer=None,
+        outside="svhn",
         dataset=np.repeat(["in", "out"], 20),
         index=np.tile(np.arange(20, dtype=np.int32), 2),
         judged=np.tile([False, True], 20),
         value=np.arange(40, dtype=np.float32),
     )
-    outside = OutOfDistribution.model_validate({"dataset": "svhn"})
+    digits = dataclasses.replace(scores, outside="digits")
     store.open()
-    store.write_detection(trial.id, ood.rows_of(trial.id, outside, "fedc", [scores], {}), [scores])
+    for name, fingerprint, of in (("svhn", "fedc", scores), ("digits", "a584e13000eb5ccb", digits)):
+        outside = OutOfDistribution.model_validate({"dataset": name})
+        store.write_detection(trial.id, ood.rows_of(trial.id, outside, fingerprint, [of], {}), [of])
     store.close()
-    without_torch(tmp_path, "plot activations small -o drawn.svg", "report small -o report.html")
+    without_torch(
+        tmp_path,
+        "plot activations small -o drawn.svg",
+        "plot outside small --dataset digits -o samples.svg",
+        "report small -o report.html",
+    )
+    assert "from outside (digits), told rightly" in (tmp_path / "samples.svg").read_text()
     drawn = (tmp_path / "drawn.svg").read_text()
     assert f"trial {trial.name} ({trial.id}); images from outside: svhn" in drawn and "(n = 10)" in drawn
     assert '<figure id="figure-activations">' in (tmp_path / "report.html").read_text()

@@ -14,16 +14,15 @@ import torch
 from PIL import Image
 
 from raybench import cli, ood, revisit
-from raybench.data import Part
+from raybench.data import Part, in_shape
 from raybench.datasets import Images as Arrays
 from raybench.errors import DataError, UserError
 from raybench.grid import Trial
 from raybench.job import prepare
 from raybench.plan import Choice, snapshot
-from raybench.revisit import Images, detect, finished, look, network_of, told
+from raybench.revisit import Images, detect, finished, look, network_of
 from raybench.store import Store
 from raybench.suite import Suite, load
-from raybench.trained import in_shape
 
 SUITE = """
 name: seen
@@ -259,20 +258,10 @@ def test_the_command_prints_and_draws(raybench: Callable[..., tuple[int, str, st
     assert found["notes"] == ["1 of 4 trials are not counted: not finished, or without weights"]
     assert (home / "h.png").stat().st_size > 10_000
     drawn = (home / "s.svg").read_text(encoding="utf-8")
-    assert "told rightly: " in drawn and "from outside (imagefolder)" in drawn and "of the data (digits)" in drawn
+    assert "told rightly: " in drawn and "from outside (imagefolder/other)" in drawn and "of the data (digits)" in drawn
     shares = store.read("ood")[0].query("layer == '4'")["accuracy"]
     (row,) = (row for row in found["rows"] if row["layer"] == "4")
     assert row["accuracy"] == pytest.approx(shares.mean())
-
-
-def test_a_trial_without_scores_has_no_samples(store: Store, suite: Suite, trials: list[Trial], images: Images) -> None:
-    assert suite.ood
-    rows, scores = store.read("ood")[0], store.read("activations")[0]
-    with pytest.raises(UserError) as failed:
-        told(trials[3], rows, scores, suite.ood, images, 2)
-    assert str(failed.value) == (
-        f"trial {trials[3].id} ({trials[3].name}): its weights were not kept, so it has no scores"
-    )
 
 
 def test_judged_images_with_their_thresholds(store: Store) -> None:
@@ -286,18 +275,73 @@ def test_judged_images_with_their_thresholds(store: Store) -> None:
     pd.testing.assert_series_equal(shares.sort_index(), expected.sort_index(), check_names=False)
 
 
-def test_other_images_by_option_take_the_place_of_the_suites(
-    raybench: Callable[..., tuple[int, str, str]], store: Store, suite: Suite
+def test_other_images_by_option_stand_beside_the_suites(
+    raybench: Callable[..., tuple[int, str, str]], store: Store, suite: Suite, home: Path
 ) -> None:
     assert suite.ood
+    assert raybench("ood", "seen", "--format", "csv")[0] == 0
     status, out, _ = raybench("ood", "seen", "--dataset", "digits", "--layer", "1", "--format", "json")
     found = json.loads(out)
     assert status == 0
     assert found["header"][0] == "inside: the test images of each trial; outside: test images of digits"
-    assert [row["layer"] for row in found["rows"]] == ["1", None, None] * 2
-    assert {json.loads(text)["dataset"]["name"] for text in store.read("ood")[0]["settings"]} == {"digits"}
+    assert [(row["outside"], row["layer"]) for row in found["rows"]] == [
+        ("digits", "1"),
+        ("digits", None),
+        ("digits", None),
+    ] * 2
+    assert found["notes"][1:] == ["stored too, and shown where --dataset names them: imagefolder/other"]
+    rows = store.read("ood")[0]
+    own = ood.settings_text(suite.ood)
+    assert {json.loads(text)["dataset"]["name"] for text in {*rows["settings"]} - {own}} == {"digits"}
+    assert (rows["settings"] == own).sum() == 5 + 5 + 3, "what the suite asked stays"
+
+    both = ("--dataset", "imagefolder/other", "--dataset", "digits", "--layer", "1", "--format", "json")
+    found = json.loads(raybench("ood", "seen", *both)[1])
+    assert [row["outside"] for row in found["rows"] if row["score"] == "energy"] == ["imagefolder/other", "digits"] * 2
+    assert raybench("ood", "seen", *both, "--samples", "s.svg") == (
+        2,
+        "",
+        "raybench: --samples: draws images of one dataset: give --dataset once\n",
+    )
+
+
+def test_stored_scores_are_drawn_of_the_dataset_that_is_named(
+    raybench: Callable[..., tuple[int, str, str]], home: Path
+) -> None:
     assert raybench("ood", "seen", "--format", "csv")[0] == 0
-    assert {*store.read("ood")[0]["settings"]} == {ood.settings_text(suite.ood)}
+    assert raybench("ood", "seen", "--dataset", "digits", "--samples", "own.svg", "--plot", "h.svg")[0] == 0
+    for kind, own in (("outside", "own.svg"), ("activations", "h.svg")):
+        assert raybench("plot", kind, "seen", "--dataset", "digits", "-o", "again.svg")[:2] == (0, "again.svg\n")
+        assert (home / "again.svg").read_bytes() == (home / own).read_bytes()
+        assert raybench("plot", kind, "seen", "-o", "suites.svg")[0] == 0
+        assert "imagefolder/other" in (home / "suites.svg").read_text(encoding="utf-8"), "the suite's by default"
+        assert raybench("plot", kind, "seen", "--dataset", "digitz") == (
+            2,
+            "",
+            "raybench: --dataset digitz: no scores of such images are stored, `raybench ood --dataset` stores them;"
+            " did you mean 'digits'?\n",
+        )
+    assert raybench("report", "seen", "-o", "r.html")[0] == 0
+    assert '<figure id="figure-outside">' in (home / "r.html").read_text(encoding="utf-8")
+
+
+def test_images_from_outside_that_are_not_those_of_the_scores(
+    raybench: Callable[..., tuple[int, str, str]], home: Path, tmp_path: Path
+) -> None:
+    assert raybench("ood", "seen", "--format", "csv")[0] == 0
+    elsewhere = ("--data-dir", str(tmp_path))
+    status, _, said = raybench("plot", "outside", "seen", *elsewhere)
+    assert status == 2 and said.count("\n") == 1 and str(tmp_path) in said, "asks for the folder"
+    for place in (home / "data" / "other").rglob("*.png"):
+        there = tmp_path / place.relative_to(home / "data")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(there)
+    status, _, said = raybench("plot", "outside", "seen", *elsewhere)
+    assert status == 2
+    assert said.startswith(f"raybench: {tmp_path}: has other imagefolder images (fingerprint ")
+    assert said.endswith("): name their folder with --data-dir\n") and " small_cnn/s0 was asked about (" in said
+    assert raybench("report", "seen", *elsewhere, "-o", "r.html")[0] == 0
+    assert "small_cnn/s0 was asked about" in (home / "r.html").read_text(encoding="utf-8"), "the rest is drawn"
 
 
 def test_gradcam_draws_a_picture(raybench: Callable[..., tuple[int, str, str]], home: Path) -> None:

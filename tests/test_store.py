@@ -736,10 +736,10 @@ def no_room(path: Any, content: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def detection(trial_id: str, accuracy: float = 0.75, settings: str = "{}") -> DetectionRow:
+def detection(trial_id: str, accuracy: float = 0.75, settings: str = "{}", outside: str = "svhn") -> DetectionRow:
     return DetectionRow(
         trial_id=trial_id,
-        dataset="svhn",
+        dataset=outside,
         score="energy",
         threshold=0.5,
         accuracy=accuracy,
@@ -754,11 +754,12 @@ def detection(trial_id: str, accuracy: float = 0.75, settings: str = "{}") -> De
     )
 
 
-def foreign(value: float = 0.25) -> list[Activations]:
+def foreign(value: float = 0.25, outside: str = "svhn") -> list[Activations]:
     return [
         Activations(
             score=score,
             layer=layer,
+            outside=outside,
             dataset=np.array(["in", "in", "out", "out"]),
             index=np.array([3, 1, 70_000, 2], np.int32),
             judged=np.array([False, True, False, True]),
@@ -777,7 +778,7 @@ def test_what_tells_foreign_images_comes_back(store: Store) -> None:
     assert DetectionRow(**{**row_, "layer": None, "kind": None}) == detection("t0")
     assert pd.isna(row_["layer"]) and pd.isna(row_["kind"])
     values, _ = store.read("activations")
-    assert [str(kind) for kind in values.dtypes] == ["str", "str", "str", "str", "int32", "bool", "float32"]
+    assert [str(kind) for kind in values.dtypes] == ["str"] * 5 + ["int32", "bool", "float32"]
     assert values["layer"].fillna("–").tolist() == ["2"] * 4 + ["–"] * 4
     assert values["index"].tolist() == [3, 1, 70_000, 2] * 2
     assert values["dataset"].tolist() == ["in", "in", "out", "out"] * 2
@@ -805,6 +806,33 @@ def test_what_tells_foreign_images_is_merged_and_replaced(store: Store) -> None:
     assert values.groupby("trial_id").size().to_dict() == {"t0": 8, "t1": 4, "t2": 8}
     store.write(weighed("t0", b"again"))
     assert len(store.read("ood")[0]) == 3 and store.kept_weights() == {"t0", "t1", "t2"}
+
+
+@everywhere
+def test_several_datasets_outside_lie_beside_each_other(store: Store) -> None:
+    """Only what is of the same trial and dataset is replaced, also where it was merged."""
+
+    def stored() -> dict[tuple[str, str], tuple[float, list[float]]]:
+        values = store.read("activations")[0].groupby(["trial_id", "outside"])["value"].apply(list)
+        return {
+            (row.trial_id, row.dataset): (row.accuracy, values[row.trial_id, row.dataset][::4])
+            for row in store.read("ood")[0].itertuples()
+        }
+
+    for trial_id, outside, value in (("t0", "svhn", 1.0), ("t0", "digits", 2.0), ("t1", "svhn", 3.0)):
+        store.write_detection(trial_id, [detection(trial_id, outside=outside)], foreign(value, outside))
+    first = {
+        ("t0", "svhn"): (0.75, [1.0, 1.0]),
+        ("t0", "digits"): (0.75, [2.0, 2.0]),
+        ("t1", "svhn"): (0.75, [3.0, 3.0]),
+    }
+    assert stored() == first
+    store.compact()
+    assert stored() == first
+    store.write_detection("t0", [detection("t0", 0.25)], foreign(4.0))
+    assert stored() == {**first, ("t0", "svhn"): (0.25, [4.0, 4.0])}
+    store.write_detection("t0", [detection("t0", 0.5, outside="digits")], foreign(5.0, "digits"))
+    assert stored() == {**first, ("t0", "svhn"): (0.25, [4.0, 4.0]), ("t0", "digits"): (0.5, [5.0, 5.0])}
 
 
 def test_a_suite_that_asks_for_none_of_it_gets_no_folders(store: Store) -> None:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from raybench.data import Source
     from raybench.figures import Results
     from raybench.grid import Trial
+    from raybench.settings import DatasetSettings
     from raybench.suite import Suite
 
 NEED_NAMES = ("confusion", "class_report")
-NEED_IMAGES = ("gallery",)
+NEED_IMAGES = ("gallery", "outside")
 trial_option = click.option(
     "--trial", metavar="ID", help="Of this trial alone: its id, or the beginning of it, or its name."
 )
@@ -72,7 +73,8 @@ def figures() -> dict[str, str]:
 @click.option("--panels", metavar="AXIS", help="grid: the axis with a heat map per value.")
 @click.option("--band", type=click.Choice(["range", "std"]), help="curves: min to max, or mean ± std.")
 @trial_option
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="gallery, gradcam: so many images.")
+@click.option("--dataset", metavar="NAME", help="activations, outside: of these images from outside, of several asked.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="gallery, gradcam, outside: so many images.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="gallery: of the draw of the images.")
 def plot(
     kind: str,
@@ -100,7 +102,7 @@ def plot(
         assert context is not None
         context.invoke(gradcam, suite=suite, cell=cell, results=results, data_dir=data_dir, output=output, **given)
         return
-    from raybench.figures import collect, draw, save
+    from raybench.figures import check, collect, draw, save
     from raybench.figures.style import check_suffix
 
     if output.suffix and not output.is_dir():
@@ -110,6 +112,7 @@ def plot(
     for line in found.damaged:
         progress().print(line, style="yellow", soft_wrap=True)
     if kind in NEED_IMAGES:
+        check(kind, replace(found, images=_nothing), given)  # what is not stored, no folder can give
         found = with_data(found, data_dir)
     elif kind in NEED_NAMES:
         found = with_names(found, data_dir)
@@ -144,11 +147,15 @@ def classes(
 
 
 def with_data(results: Results, data_dir: Path) -> Results:
-    """Return ``results`` with the names of the classes, and with the images of the dataset in ``data_dir``.
+    """Return ``results`` with the names of the classes, and with the images of the dataset in ``data_dir``; those from
+    outside are looked for when they are asked for.
 
     Raises:
         DataError: if it is not there, or has other images than those that the trials were tested on.
     """
+    from raybench.data import Part, in_shape, sized
+    from raybench.suite import OutOfDistribution
+
     trials = results.trials
     sources: dict[str, Source] = {}
     known = results.rows.dropna(subset="dataset_fingerprint")
@@ -158,7 +165,7 @@ def with_data(results: Results, data_dir: Path) -> Results:
         settings = trial.typed().dataset
         key = settings.model_dump_json()
         if key not in sources:
-            sources[key] = _load(results.suite, trial, data_dir)
+            sources[key] = _load(results.suite, settings, data_dir)
         source = sources[key]
         if trial.id in prints and prints[trial.id] != source.fingerprint:
             raise DataError(
@@ -170,8 +177,23 @@ def with_data(results: Results, data_dir: Path) -> Results:
     def images(trial: Trial, index: np.ndarray) -> np.ndarray:
         return source_of(trial).splits["test"].pixels[index]
 
+    def foreign(trial: Trial, settings: str, fingerprint: str, index: np.ndarray) -> np.ndarray:
+        outside = OutOfDistribution.model_validate_json(settings).dataset
+        shape = source_of(trial).shape
+        source = _load(results.suite, sized(outside, shape), data_dir)
+        if source.fingerprint != fingerprint:
+            raise DataError(
+                f"{data_dir}: has other {outside.name} images (fingerprint {source.fingerprint}) than those that"
+                f" {trial.name} was asked about ({fingerprint}): name their folder with --data-dir"
+            )
+        return in_shape(Part(source.splits["test"], index), shape)[:]
+
     first = next((trial for trial in trials if trial.id in prints), trials[0])
-    return replace(results, classes=source_of(first).classes, images=images)
+    return replace(results, classes=source_of(first).classes, images=images, foreign=foreign)
+
+
+def _nothing(trial: Trial, index: np.ndarray) -> np.ndarray:
+    raise NotImplementedError
 
 
 def with_names(results: Results, data_dir: Path) -> Results:
@@ -179,18 +201,17 @@ def with_names(results: Results, data_dir: Path) -> Results:
     if not results.classes:
         return results
     try:
-        return replace(with_data(results, data_dir), images=None)
+        return replace(with_data(results, data_dir), images=None, foreign=None)
     except UserError as error:
         progress().print(f"classes have no names here: {error}", style="yellow", soft_wrap=True)
         return results
 
 
-def _load(suite: Suite, trial: Trial, data_dir: Path) -> Source:
+def _load(suite: Suite, settings: DatasetSettings, data_dir: Path) -> Source:
     from raybench.data import load
     from raybench.registry import DATASETS
     from raybench.suite import import_modules
 
-    settings = trial.typed().dataset
     if settings.name not in DATASETS.names():
         import_modules(suite)
     return load(settings, data_dir, download=False)

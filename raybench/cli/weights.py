@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from raybench.cli.base import FORMATS, app, data_option, progress, results_option, show, stored, suite_names
-from raybench.cli.figures import cell_argument, output_option, trial_option
+from raybench.cli.figures import cell_argument, output_option, trial_option, with_data
 from raybench.errors import SuiteError, UserError
 
 if TYPE_CHECKING:
@@ -96,7 +96,13 @@ def need_torch() -> None:
 @suite_argument
 @results_option
 @data_option
-@click.option("--dataset", metavar="NAME", help="The images from outside, in place of the suite's `ood`.")
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="NAME",
+    help="The images from outside, in place of the suite's `ood`. Repeatable: they stand beside each other.",
+)
 @click.option("--layer", "layers", multiple=True, metavar="NAME", help="With --dataset: this layer. Repeatable.")
 @click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option(
@@ -110,7 +116,7 @@ def ood(
     suite: str,
     results: str | Path,
     data_dir: Path,
-    dataset: str | None,
+    datasets: tuple[str, ...],
     layers: tuple[str, ...],
     format: str,
     plot: Path | None,
@@ -120,20 +126,23 @@ def ood(
     """Say how well trained networks tell images from outside of their data, by the suite's `ood`.
 
     Finished trials whose weights were kept (`keep_weights: best`) are looked at once, and nothing is trained: by the
-    mean activation of each layer, the largest softmax and the energy. What is stored already is only printed. Images
-    that are not in --data-dir are downloaded, as for [bold]raybench run[/bold].
+    mean activation of each layer, the largest softmax and the energy. What is stored already is only printed; answers
+    for several datasets are kept beside each other. Images that are not in --data-dir are downloaded, as for
+    [bold]raybench run[/bold].
     """
     from raybench.figures import collect, draw, save
     from raybench.figures.style import check_suffix
-    from raybench.ood import table
+    from raybench.ood import name_of, table
 
     for path in filter(None, (plot, samples)):
         check_suffix(path)
     store, choice = stored(suite, results)
-    asked = _asked(choice.suite, dataset, layers)
+    asked = _asked(choice.suite, datasets, layers)
+    if len(asked) > 1 and (plot or samples):
+        raise UserError(f"{'--plot' if plot else '--samples'}: draws images of one dataset: give --dataset once")
     trials = choice.trials(store.ended(failed=True))
     need_torch()
-    from raybench.revisit import Images, detect, told
+    from raybench.revisit import Images, detect
     from raybench.store import read_snapshot
     from raybench.suite import import_modules
 
@@ -142,7 +151,8 @@ def ood(
     store.open(read_snapshot(store.folder))
     try:
         with console.status("loading the images") as status:
-            detect(asked, trials, store, images, status.update)
+            for of_these in asked:
+                detect(of_these, trials, store, images, status.update)
         rows, damaged = store.read("ood")
     finally:
         store.close()
@@ -151,13 +161,11 @@ def ood(
     show(table(rows, choice.suite, asked, trials), format)
     if plot or samples:
         found = collect(store, choice)
-        one = _trial(found, store, trial)
+        of = {"trial": _trial(found, store, trial).id, "dataset": name_of(asked[0].dataset)}
         if plot:
-            save(draw("activations", found, trial=one.id), plot)
+            save(draw("activations", found, **of), plot)
         if samples:
-            rows, scores = (table[table["trial_id"] == one.id] for table in (rows, store.read("activations")[0]))
-            some = told(one, rows, scores, asked, images, 8)
-            save(draw("outside", found, groups=some.groups, caption=[some.caption]), samples)
+            save(draw("outside", with_data(found, data_dir), **of), samples)
 
 
 def _trial(results: Results, store: Store, word: str | None) -> Trial:
@@ -176,13 +184,14 @@ def _trial(results: Results, store: Store, word: str | None) -> Trial:
     )
 
 
-def _asked(suite: Suite, dataset: str | None, layers: tuple[str, ...]) -> OutOfDistribution:
-    """Return what the options say, or the suite."""
+def _asked(suite: Suite, datasets: tuple[str, ...], layers: tuple[str, ...]) -> list[OutOfDistribution]:
+    """Return what the options say, or the suite; what it says of a dataset that is named holds for that too."""
+    from raybench.ood import name_of
     from raybench.registry import DATASETS
     from raybench.settings import DatasetSettings
     from raybench.suite import OutOfDistribution
 
-    if dataset is None:
+    if not datasets:
         if layers:
             raise UserError("--layer: goes with --dataset; the suite names its own under ood.layers")
         if suite.ood is None:
@@ -190,6 +199,13 @@ def _asked(suite: Suite, dataset: str | None, layers: tuple[str, ...]) -> OutOfD
                 f"{suite.name}: its last run had no `ood`: name the images with --dataset, or add"
                 " `ood: {dataset: svhn}` to the suite and run it again, which trains nothing again"
             )
-        return suite.ood
-    DATASETS.check(dataset)
-    return OutOfDistribution(dataset=DatasetSettings.model_validate(dataset), layers=[*layers] or "activations")
+        return [suite.ood]
+    asked = []
+    for name in dict.fromkeys(datasets):
+        if suite.ood and name == name_of(suite.ood.dataset):
+            asked.append(suite.ood.model_copy(update={"layers": [*layers]} if layers else {}))
+        else:
+            DATASETS.check(name)
+            of = DatasetSettings.model_validate(name)
+            asked.append(OutOfDistribution(dataset=of, layers=[*layers] or "activations"))
+    return asked

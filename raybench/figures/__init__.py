@@ -18,7 +18,7 @@ from raybench.figures.results import Results, axes, collect, finished, listed_ax
 from raybench.figures.style import save, styled, svg
 from raybench.registry import PLOTS
 
-__all__ = ["PLOTS", "Results", "available", "collect", "draw", "save", "svg"]
+__all__ = ["PLOTS", "Results", "available", "check", "collect", "draw", "save", "svg"]
 
 
 def draw(kind: str, results: Results, **options: Any) -> Figure:
@@ -27,13 +27,18 @@ def draw(kind: str, results: Results, **options: Any) -> Figure:
     Raises:
         UserError: for an unknown kind or option, or if the results do not hold what it needs.
     """
+    check(kind, results, options)
+    PLOTS.check_options(kind, options)
+    with styled():
+        return PLOTS.get(kind)(results, **options)
+
+
+def check(kind: str, results: Results, options: Mapping[str, Any]) -> None:
+    """Raise `UserError` for an unknown kind, or if the results do not hold what it needs."""
     PLOTS.check(kind)
     reason = None if options.keys() & GIVEN else _lacking(kind, results, options)
     if reason:
         raise UserError(f"{results.suite.name}: cannot draw {kind}: {reason}")
-    PLOTS.check_options(kind, options)
-    with styled():
-        return PLOTS.get(kind)(results, **options)
 
 
 def available(kind: str, results: Results) -> str | None:
@@ -86,13 +91,13 @@ def _detections(results: Results) -> str | None:
     return None if some else "needs scores of images from outside: `raybench ood` stores them"
 
 
-def _weights(command: str) -> Callable[[Results], str | None]:
-    return lambda _: f"is made from a trial's weights: `raybench {command}` does it"
+def _weights(results: Results) -> str | None:
+    return "is made from a trial's weights: `raybench gradcam` does it"
 
 
 AXES = {"box": ("axis",), "heatmap": ("rows", "columns"), "grid": ("rows", "columns", "panels")}
 """Options of kinds that name axes; for each that is not given there must be one with several values."""
-GIVEN = {"maps", "groups"}
+GIVEN = {"maps"}
 """Options with which a figure is drawn from what it is given, whatever the results hold."""
 NEEDS: dict[str, tuple[Callable[[Results], str | None], ...]] = {
     "curves": (_finished, _epochs),
@@ -101,8 +106,8 @@ NEEDS: dict[str, tuple[Callable[[Results], str | None], ...]] = {
     "confusion": (_finished, _predictions),
     "class_report": (_finished, _predictions),
     "gallery": (_finished, _predictions, _images),
-    "gradcam": (_weights("gradcam"),),
+    "gradcam": (_weights,),
     "activations": (_finished, _detections),
-    "outside": (_weights("ood --samples"),),
+    "outside": (_finished, _detections, _images),
 }
 """What `Results` must hold for a kind; the others need a finished trial."""

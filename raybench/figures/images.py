@@ -7,21 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from raybench.errors import UserError
 from raybench.figures.classes import find_trial
 from raybench.figures.results import Results, doubts, finished
-from raybench.figures.style import COLORS, COLUMN, PAGE, finish, heading, sheet
-
-BINS = 40
-"""Of a histogram."""
+from raybench.figures.style import PAGE, finish, sheet
 
 IN_ROW = 8
 """Images side by side in a gallery."""
@@ -63,7 +56,7 @@ def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0
     side = PAGE / IN_ROW
     figure, grid = sheet(sum(rows) * IN_ROW, columns=IN_ROW, width=PAGE, height=side + 0.22, share=False)
     for panel in grid:
-        _bare(panel)
+        bare(panel)
         panel.set_visible(False)
     start = 0
     for (name, pixels, drawn), depth in zip(groups, rows, strict=True):
@@ -77,7 +70,7 @@ def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0
             panels, pixels, drawn[["label", "prediction"]].itertuples(index=False), strict=False
         ):
             panel.set_visible(True)
-            _image(panel, image)
+            show(panel, image)
             true, predicted = results.classes[label], results.classes[prediction]
             panel.set_xlabel(true if label == prediction else f"{true}\n→ {predicted}", fontsize=6, labelpad=2)
     said = f"trial {one.name} ({one.id}); drawn at random with seed {seed}; wrong ones: true → predicted class"
@@ -107,11 +100,11 @@ def gradcam(
     side = PAGE / (2 * pairs)
     figure, grid = sheet(rows * 2 * pairs, columns=2 * pairs, width=PAGE, height=side + 0.3, share=False)
     for panel in grid:
-        _bare(panel)
+        bare(panel)
     for number, (image, heat) in enumerate(zip(images, maps, strict=True)):
         plain, overlaid = grid[2 * number : 2 * number + 2]
-        _image(plain, image)
-        _image(overlaid, image)
+        show(plain, image)
+        show(overlaid, image)
         top = float(np.max(heat))
         share = np.asarray(heat, float) / top if top > 0 else np.zeros(heat.shape)
         overlaid.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * share**0.5, interpolation="none")
@@ -125,7 +118,7 @@ def gradcam(
     return finish(figure, title, [said, *caption, *doubts(results)])
 
 
-def _bare(panel: Axes) -> None:
+def bare(panel: Axes) -> None:
     panel.set_xticks([])
     panel.set_yticks([])
     panel.grid(visible=False)
@@ -133,60 +126,7 @@ def _bare(panel: Axes) -> None:
         side.set_visible(False)
 
 
-def _image(panel: Axes, image: NDArray[np.uint8]) -> None:
+def show(panel: Axes, image: NDArray[np.uint8]) -> None:
     """Show an image [H, W, C] as it is, one square per pixel."""
     pixels = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
     panel.imshow(pixels, interpolation="none")
-
-
-def activations(results: Results, *, trial: str = "") -> Figure:
-    """Histograms of what scores say of images of the data and from outside, with the threshold between them.
-
-    A panel per score of one trial.
-
-    Args:
-        trial: id or name; by default the first one of the table that has any.
-    """
-    frame = results.detections()
-    scored = [each for each in finished(results) if each.id in set(frame["trial_id"])]
-    one = find_trial(results, trial) if trial else scored[0]
-    if one not in scored:
-        raise UserError(f"--trial {trial}: has no scores of images from outside: `raybench ood` stores them")
-    scores = frame[frame["trial_id"] == one.id]
-    groups = list(scores.groupby("name", sort=False))
-    columns = min(3, len(groups))
-    width = {1: COLUMN * 1.1, 2: PAGE * 0.8}.get(columns, PAGE)
-    figure, grid = sheet(len(groups), columns=columns, width=width, height=1.9, share=False)
-    for number, (panel, (name, group)) in enumerate(zip(grid, groups, strict=True)):
-        edges = list(np.histogram_bin_edges(group["value"], BINS))
-        for index, part in enumerate(("in", "out")):
-            panel.hist(
-                group["value"][group["dataset"] == part], edges, density=True, histtype="stepfilled", **_bars(index)
-            )
-        panel.axvline(float(group["threshold"].iloc[0]), color="black", linestyle="--", linewidth=1)
-        heading(panel, str(name), (width - 0.5) / columns)
-        panel.set_xlabel("value of the score" if number >= len(groups) - columns else "")
-        panel.set_ylabel("density" if number % columns == 0 else "")
-        panel.xaxis.set_major_locator(MaxNLocator(4))  # small numbers have long labels
-        panel.tick_params(labelleft=False, left=False)
-        panel.grid(visible=False)
-    sizes = groups[0][1]["dataset"].value_counts()
-    handles: list[Artist] = [
-        Patch(**_bars(index), label=f"{name} (n = {int(sizes.get(part, 0)):,})")
-        for index, (part, name) in enumerate({"in": "images of the data", "out": "images from outside"}.items())
-    ]
-    handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1, label="threshold"))
-    title = f"{results.suite.name}: scores of images of the data and from outside"
-    return finish(
-        figure,
-        title,
-        [f"trial {one.name} ({one.id}); images from outside: {scores['outside'].iloc[0]}", *doubts(results)],
-        handles,
-    )
-
-
-def _bars(index: int) -> dict[str, Any]:
-    """Return how the bars of images of the data (0) or from outside (1) are drawn: told apart in grey too."""
-    color = COLORS[index]
-    face = (*(int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)), 0.35)
-    return {"facecolor": face, "edgecolor": color, "hatch": ("", "////")[index], "linewidth": 0.8}

@@ -55,6 +55,9 @@ class Results:
     """Names of the classes, or "0", "1", ... where they are unknown; nothing where no predictions are stored."""
     images: Callable[[Trial, np.ndarray], np.ndarray] | None = None
     """Returns the test images of a trial at some indices, uint8 [n, H, W, C]; None where they cannot be had."""
+    foreign: Callable[[Trial, str, str, np.ndarray], np.ndarray] | None = None
+    """Returns images from outside at some indices as a trial's network sees them, uint8 [n, H, W, C], by the
+    ``settings`` and ``out_fingerprint`` of their scores; None where they cannot be had."""
     damaged: tuple[str, ...] = ()
     """A line for each file that cannot be read: its trial is not drawn."""
 
