@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from raybench.errors import UserError, did_you_mean
 from raybench.grid import Trial, differences
 from raybench.plan import Choice
 from raybench.records import FINISHED
-from raybench.suite import Suite, shipped_suites
+from raybench.suite import Suite, command
 from raybench.table import Column, Table
 
 IN_MEAN = "yes"
@@ -97,7 +96,7 @@ def explain(rows: pd.DataFrame, choice: Choice, trials: Sequence[Trial], words: 
             *_differences(others, (members or planned)[0], suite),
             *mixtures(behind, members),
             "to run it again, what is missing here, or with another --results all of it:",
-            _command(choice, labels, planned, results),
+            command(suite, _only(choice, labels, planned), *([] if results == "results" else ["--results", results])),
         ),
     )
 
@@ -235,24 +234,18 @@ def _differences(others: Sequence[Mapping[str, Any]], trial: Trial, suite: Suite
     return [f"{counted(n, 'trial')} of other settings: {kind or 'another seed'}" for kind, n in kinds.items()]
 
 
-def _command(choice: Choice, labels: Mapping[str, Label | None], planned: Sequence[Trial], results: str) -> str:
-    """Return the command that runs the cell's trials."""
+def _only(choice: Choice, labels: Mapping[str, Label | None], planned: Sequence[Trial]) -> list[tuple[str, Any]]:
+    """Return axes, each with a value, that name the cell's trials among those of the suite."""
     suite = choice.suite
-    smoke = "train.smoke=true"
-    names = {str(path): name for name, path in shipped_suites().items()}
-    words = ["raybench", "run", names.get(suite.source, suite.source)]
-    for text in suite.sets:
-        words += ["--smoke"] if text == smoke else ["--set", text]
-    only = [(axis, labels[axis]) for axis in suite.names("compare") if len(suite.axis(axis).labels) > 1]
+    only: list[tuple[str, Any]] = [(axis, labels[axis]) for axis in suite.names("compare") if _several(suite, axis)]
     if suite.searches and suite.confirm == "none" and not suite.draw:
-        only += [(axis, labels[axis]) for axis in suite.names("search") if len(suite.axis(axis).labels) > 1]
+        only += [(axis, labels[axis]) for axis in suite.names("search") if _several(suite, axis)]
     else:
         only += [(axis, value) for axis in suite.names("search") for value in choice.only.get(axis, ())]
-    seeds = list(dict.fromkeys(trial.seed for trial in planned))
     if choice.only.get("seed") or choice.limit:
-        only += [("seed", seed) for seed in seeds]
-    for axis, value in only:
-        words += ["--only", f"{axis}={value}"]
-    if results != "results":
-        words += ["--results", results]
-    return shlex.join(words)
+        only += [("seed", seed) for seed in dict.fromkeys(trial.seed for trial in planned)]
+    return only
+
+
+def _several(suite: Suite, axis: str) -> bool:
+    return len(suite.axis(axis).labels) > 1

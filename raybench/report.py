@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from raybench.plan import Choice
 from raybench.question import Question
 from raybench.records import STATUSES
 from raybench.store import Store
-from raybench.suite import Suite, shipped_suites
+from raybench.suite import Suite, command
 from raybench.summarize import summarize
 from raybench.table import Column, render
 from raybench.yamlfile import write_yaml
@@ -153,7 +152,11 @@ def report(store: Store, choice: Choice, results: Results, given: Mapping[str, M
         failures=[(trial, row) for trial in trials if (row := stored.get(trial.id)) and row["status"] == "failed"],
         provenance=_provenance(stored.values()),
         document=_document(suite),
-        again=_again(choice),
+        again=command(
+            suite,
+            ((axis, value) for axis, values in choice.only.items() for value in values),
+            *([] if choice.limit is None else ["--limit", str(choice.limit)]),
+        ),
         zip=zip,
     )
 
@@ -232,15 +235,3 @@ def _document(suite: Suite) -> str:
     if suite.trials is None:  # not given, or of another grid than the one that --set made
         document.pop("trials", None)
     return write_yaml(document)
-
-
-def _again(choice: Choice) -> str:
-    """Return the command that runs the same trials again."""
-    suite = choice.suite
-    shipped = shipped_suites().get(Path(suite.source).stem)
-    is_shipped = shipped is not None and shipped.resolve() == Path(suite.source).resolve()
-    words = ["raybench", "run", Path(suite.source).stem if is_shipped else suite.source]
-    words += ["--smoke" if text == "train.smoke=true" else f"--set={text}" for text in suite.sets]
-    words += [f"--only={axis}={value}" for axis, values in choice.only.items() for value in values]
-    words += [] if choice.limit is None else [f"--limit={choice.limit}"]
-    return shlex.join(words)

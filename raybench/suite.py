@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import importlib
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -91,6 +92,8 @@ class Repeat(Section):
 
 
 KeepWeights = Literal["none", "best", "all"]
+SMOKE = "train.smoke=true"
+"""The text of ``--set`` that ``--smoke`` stands for."""
 
 
 class OutOfDistribution(Section):
@@ -221,6 +224,23 @@ def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
 
 
+def command(suite: Suite, only: Iterable[tuple[str, Any]] = (), *more: str) -> str:
+    """Return the line that runs a suite as it was run: its file, or its name if it ships with raybench, and its sets.
+
+    Args:
+        only: axes, each with a value to keep of it.
+        more: words to end with.
+    """
+    shipped = shipped_suites().get(Path(suite.source).stem)
+    is_shipped = shipped is not None and shipped.resolve() == Path(suite.source).resolve()
+    words = ["raybench", "run", Path(suite.source).stem if is_shipped else suite.source]
+    for text in suite.sets:
+        words += ["--smoke"] if text == SMOKE else ["--set", text]
+    for axis, value in only:
+        words += ["--only", f"{axis}={value}"]
+    return shlex.join([*words, *more])
+
+
 def report_of(suite: Suite) -> str:
     """Return the number of the report that a suite is from, which its ``about`` names, or nothing."""
     found = re.search(r"\(report (\d+)", suite.about)
@@ -245,7 +265,7 @@ def load(path: Path, sets: Sequence[str] = (), *, smoke: bool = False) -> Suite:
         SuiteError: naming file, line, column, the key, and what would have been right.
     """
     document, marks = read_file(path)
-    return build(document, Complaints(str(path), marks), path.parent, [*sets, *(["train.smoke=true"] if smoke else [])])
+    return build(document, Complaints(str(path), marks), path.parent, [*sets, *([SMOKE] if smoke else [])])
 
 
 def build(

@@ -291,7 +291,7 @@ def test_the_suite_that_is_shown_plans_the_same_trials(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("only", "limit", "options"),
-    [({}, None, ""), ({"seed": ["0", "1"]}, 3, " --only=seed=0 --only=seed=1 --limit=3")],
+    [({}, None, ""), ({"seed": ["0", "1"]}, 3, " --only seed=0 --only seed=1 --limit 3")],
 )
 def test_the_command_to_run_it_again(
     only: dict[str, list[str]], limit: int | None, options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -307,7 +307,7 @@ def test_the_command_has_what_was_set(tmp_path: Path, monkeypatch: pytest.Monkey
     small(Path())
     choice = Choice(suites.load(Path("small.yaml"), ["dataset.validation={size: 50}"], smoke=True))
     said = Page(made(run(tmp_path, choice, lambda n: None), choice)).said()
-    assert "raybench run small.yaml '--set=dataset.validation={size: 50}' --smoke" in said
+    assert "raybench run small.yaml --set 'dataset.validation={size: 50}' --smoke" in said
     assert "WARNING: smoke run: numbers mean nothing" in said
 
 
