@@ -128,6 +128,8 @@ concurrency_option = click.option(
     "--max-concurrent", type=click.IntRange(min=1), metavar="N", help="At most N trials at once."
 )
 suite_argument = click.argument("suite", metavar="SUITE", shell_complete=lambda *_: suite_names())
+stored_argument = click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
+format_option = click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
 
 
 def suite_names() -> list[str]:
@@ -185,6 +187,13 @@ def progress() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def warn(*lines: str) -> None:
+    """Print what must not be missed, and is no error, to stderr: each on a line of its own, however long."""
+    console = progress()
+    for line in lines:
+        console.print(line, style="yellow", soft_wrap=True)
 
 
 def show(table: Table, format: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from raybench.cli.base import EXIT_FAILED, app, progress
+from raybench.cli.base import EXIT_FAILED, app, progress, warn
 
 if TYPE_CHECKING:
     from raybench.localcluster import LocalCluster, State
@@ -56,8 +56,7 @@ def up(nodes: int, cpus: int | None, gpus: int, token: bool, port: int, dashboar
         print("The dashboard asks for your token once, `ray get-auth-token` prints it.")
         print("Ray's own commands, such as `ray status`, need it too: export RAY_AUTH_MODE=token")
     else:
-        warning = "WARNING: no token: whoever reaches a port of this machine can run code on it"
-        progress().print(warning, style="yellow", soft_wrap=True)
+        warn("WARNING: no token: whoever reaches a port of this machine can run code on it")
         print("In each shell that uses it, first: export RAY_AUTH_MODE=disabled")
     print(f"\nNext:\n\n  raybench run suites/quickstart.yaml --address {state.address}")
     if nodes > 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from raybench.cli.base import FORMATS, app, data_option, progress, results_option, show, stored, suite_names
+from raybench.cli.base import app, data_option, format_option, results_option, show, stored, stored_argument, warn
 from raybench.errors import DataError, UserError
 from raybench.registry import PLOTS
 
@@ -61,7 +61,7 @@ def figures() -> dict[str, str]:
 
 @app.command(cls=Plot)
 @click.argument("kind", metavar="KIND", shell_complete=lambda *_: PLOTS.names())
-@click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
+@stored_argument
 @cell_argument
 @results_option
 @data_option
@@ -109,8 +109,7 @@ def plot(
         check_suffix(output)
     store, choice = stored(suite, results)
     found = collect(store, choice, cell)
-    for line in found.damaged:
-        progress().print(line, style="yellow", soft_wrap=True)
+    warn(*found.damaged)
     if kind in NEED_IMAGES:
         check(kind, replace(found, images=_nothing), given)  # what is not stored, no folder can give
         found = with_data(found, data_dir)
@@ -123,12 +122,12 @@ def plot(
 
 
 @app.command()
-@click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
+@stored_argument
 @cell_argument
 @results_option
 @data_option
 @trial_option
-@click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
+@format_option
 def classes(
     suite: str, cell: tuple[str, ...], results: str | Path, data_dir: Path, trial: str | None, format: str
 ) -> None:
@@ -141,8 +140,7 @@ def classes(
 
     store, choice = stored(suite, results)
     found = collect(store, choice, cell)
-    for line in found.damaged:
-        progress().print(line, style="yellow", soft_wrap=True)
+    warn(*found.damaged)
     show(class_table(with_names(found, data_dir), trial or ""), format)
 
 
@@ -203,7 +201,7 @@ def with_names(results: Results, data_dir: Path) -> Results:
     try:
         return replace(with_data(results, data_dir), images=None, foreign=None)
     except UserError as error:
-        progress().print(f"classes have no names here: {error}", style="yellow", soft_wrap=True)
+        warn(f"classes have no names here: {error}")
         return results
 
 

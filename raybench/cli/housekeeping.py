@@ -7,17 +7,11 @@ from pathlib import Path
 
 import rich_click as click
 
-from raybench.cli.base import (
-    app,
-    data_option,
-    results_option,
-    stored,
-    suite_names,
-)
+from raybench.cli.base import app, data_option, results_option, stored, stored_argument
 
 
 @app.command()
-@click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
+@stored_argument
 @results_option
 def compact(suite: str, results: str | Path) -> None:
     """Merge the files of finished trials, as a run does by itself every 250 trials. No row is changed."""

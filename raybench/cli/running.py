@@ -27,6 +27,7 @@ from raybench.cli.base import (
     show,
     suite_argument,
     suite_options,
+    warn,
 )
 from raybench.errors import UserError
 
@@ -200,9 +201,7 @@ def plan(
     done, damaged = store.done()
     known = store.ended()
     trials = choice.trials(known)
-    console = progress()
-    for line in damaged:
-        console.print(line, style="yellow", soft_wrap=True)
+    warn(*damaged)
     if as_json:
         listed = [
             {"trial_id": t.id, "labels": t.labels, "status": done.get(t.id, "to run"), "settings": t.settings}

@@ -11,14 +11,16 @@ import rich_click as click
 
 from raybench.cli.base import (
     EXIT_FAILED,
-    FORMATS,
     app,
     data_option,
-    progress,
+    format_option,
     results_option,
     show,
     stored,
+    stored_argument,
+    suite_argument,
     suite_names,
+    warn,
 )
 from raybench.errors import UserError
 
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
     from raybench.plan import Choice
     from raybench.store import Store
     from raybench.table import Table
-
-stored_argument = click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
-format_option = click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
 
 
 @app.command()
@@ -122,14 +121,11 @@ def _axes(words: str) -> tuple[str, ...]:
 
 def _read(store: Store, choice: Choice) -> tuple[list[Trial], pd.DataFrame]:
     """Return the trials of the last run that are known, and all rows; say which files are damaged."""
-    rows, damaged = store.read()
-    for line in damaged:
-        progress().print(line, style="yellow", soft_wrap=True)
-    return choice.trials(store.ended(failed=True)), rows
+    return choice.trials(store.ended(failed=True)), read(store)
 
 
 @app.command()
-@click.argument("suite", metavar="SUITE", shell_complete=lambda *_: suite_names())
+@suite_argument
 @results_option
 @click.option("--test-size", type=click.IntRange(min=1), metavar="N", help="Number of test images of the publication.")
 def check(suite: str, results: str | Path, test_size: int | None) -> int:
@@ -194,7 +190,7 @@ def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @app.command()
-@click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
+@stored_argument
 @results_option
 @question_options
 @click.option(
@@ -226,7 +222,7 @@ def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
     multiple=True,
     help="Only this table. Repeatable.",
 )
-@click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
+@format_option
 def stats(
     suite: str,
     results: str | Path,
@@ -259,8 +255,8 @@ def stats(
     )
     one_table(parts, format, "cells, pairs or effects")
     store, choice = stored(suite, results)
-    rows = read(store)
-    cells = find_cells(rows, choice.suite, choice.trials(store.ended(failed=True)))
+    trials, rows = _read(store, choice)
+    cells = find_cells(rows, choice.suite, trials)
     predictions = None
     if over != "seeds":
         predictions = read(store, "predictions", ["trial_id", "index", "label", "prediction"])
@@ -276,7 +272,7 @@ def stats(
 @click.option(
     "--table", "parts", type=click.Choice(["changes", "cells"]), multiple=True, help="Only this table. Repeatable."
 )
-@click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
+@format_option
 def compare(
     first: str,
     second: str,
@@ -312,8 +308,7 @@ def compare(
 def read(store: Store, kind: Any = "trials", columns: list[str] | None = None) -> pd.DataFrame:
     """Return what is stored, and say on stderr which files cannot be read."""
     rows, damaged = store.read(kind, columns)
-    for line in damaged:
-        progress().print(line, style="yellow", soft_wrap=True)
+    warn(*damaged)
     return rows
 
 
@@ -337,7 +332,7 @@ def show_parts(tables: Mapping[str, Table], parts: tuple[str, ...], format: str)
 
 
 @app.command()
-@click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
+@stored_argument
 @results_option
 @data_option
 @click.option(
@@ -365,7 +360,7 @@ def report(suite: str, results: str | Path, data_dir: Path, output: Path | None,
     try:
         found = with_data(found, data_dir)
     except UserError as error:
-        progress().print(f"without images and names of classes: {error}", style="yellow", soft_wrap=True)
+        warn(f"without images and names of classes: {error}")
     given = {}
     if gradcam:
         _, given["gradcam"] = looked(found, store, data_dir, None, None, 16, "any")

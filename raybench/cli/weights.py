@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from raybench.cli.base import FORMATS, app, data_option, progress, results_option, show, stored, suite_names
+from raybench.cli.base import (
+    app,
+    data_option,
+    format_option,
+    progress,
+    results_option,
+    show,
+    stored,
+    stored_argument,
+    warn,
+)
 from raybench.cli.figures import cell_argument, output_option, trial_option, with_data
 from raybench.errors import SuiteError, UserError
 
@@ -18,11 +28,9 @@ if TYPE_CHECKING:
     from raybench.store import Store
     from raybench.suite import OutOfDistribution, Suite
 
-suite_argument = click.argument("suite", metavar="SUITE_OR_FOLDER", shell_complete=lambda *_: suite_names())
-
 
 @app.command()
-@suite_argument
+@stored_argument
 @cell_argument
 @results_option
 @data_option
@@ -93,7 +101,7 @@ def need_torch() -> None:
 
 
 @app.command()
-@suite_argument
+@stored_argument
 @results_option
 @data_option
 @click.option(
@@ -104,7 +112,7 @@ def need_torch() -> None:
     help="The images from outside, in place of the suite's `ood`. Repeatable: they stand beside each other.",
 )
 @click.option("--layer", "layers", multiple=True, metavar="NAME", help="With --dataset: this layer. Repeatable.")
-@click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
+@format_option
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw histograms of the scores of one trial."
 )
@@ -156,8 +164,7 @@ def ood(
         rows, damaged = store.read("ood")
     finally:
         store.close()
-    for line in damaged:
-        console.print(line, style="yellow", soft_wrap=True)
+    warn(*damaged)
     show(table(rows, choice.suite, asked, trials), format)
     if plot or samples:
         found = collect(store, choice)
