@@ -135,6 +135,7 @@ def summarize(
     keys = [key for key in PUBLISHED if any(f"published_{key}" in number for number in beside)]
     columns, table = (_pivot if view.columns else _long)(suite, groups, numbers, shown_axes, view, keys)
     pooled = pooled_in(groups)
+    said = [*_without_value(finished, view), *_unequal(with_value, shown, groups), *_verdicts(numbers)]
     return Table(
         suite=suite.name,
         title=", ".join(
@@ -160,13 +161,7 @@ def summarize(
                 for axis in suite.names("search")
                 if suite.searches and suite.confirm == "none" and axis in (*shown_axes, *view.columns)
             ),
-            *missing(stored, shown),
-            *_without_value(finished, view),
-            *_unequal(with_value, shown, groups),
-            *_verdicts(numbers),
-            *open_search(rows, suite, trials),
-            *mixtures(finished, shown),
-            *unplanned(rows, trials),
+            *_notes(rows, suite, trials, stored, shown, said),
         ),
     )
 
@@ -365,6 +360,25 @@ def _header(
     return [*lines, *data_of(stored, planned)]
 
 
+def _notes(
+    rows: pd.DataFrame,
+    suite: Suite,
+    trials: Sequence[Trial],
+    stored: pd.DataFrame,
+    shown: Sequence[Trial],
+    said: Sequence[str],
+) -> tuple[str, ...]:
+    """Say what every table of these trials must: what is in no number, with what was ``said`` of that, and what is."""
+    finished = stored[stored["status"].isin(FINISHED)]
+    return (
+        *missing(stored, shown),
+        *said,
+        *open_search(rows, suite, trials),
+        *mixtures(finished, shown),
+        *unplanned(rows, trials),
+    )
+
+
 def _of_rule(view: View) -> list[str]:
     said = "rule peek: every trial's epoch was chosen on the test images that it is judged on, numbers are optimistic"
     return [said] if view.rule == "peek" else []
@@ -441,13 +455,7 @@ def summarize_ensembles(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial
         warnings=warnings_of(stored, trials),
         columns=(*(Column(axis, axis, align="left") for axis in axes), *MEASURED[:4], *COMBINED),
         rows=tuple(table),
-        notes=(
-            *missing(stored, shown),
-            *notes,
-            *open_search(rows, suite, trials),
-            *mixtures(finished, shown),
-            *unplanned(rows, trials),
-        ),
+        notes=_notes(rows, suite, trials, stored, shown, notes),
     )
 
 
