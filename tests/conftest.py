@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made import row_of
 from pyarrow import fs
 
 from raybench import plan
@@ -18,7 +18,7 @@ from raybench import suite as suites
 from raybench.data import Images, Source
 from raybench.grid import Trial, identity
 from raybench.plan import Choice, snapshot
-from raybench.records import Outcome, Predictions, TrialRow
+from raybench.records import Outcome, Predictions
 from raybench.registry import MODELS
 from raybench.settings import TrialSettings
 from raybench.store import Store
@@ -144,30 +144,7 @@ def made_up(trial: Trial, found: Any, others: dict[str, Any]) -> Outcome:
         predictions = Predictions(
             index=np.arange(images, dtype=np.int32), label=label, logits=logits, prediction=prediction
         )
-    row: dict[str, Any] = {
-        "trial_id": trial.id,
-        "suite": trial.suite,
-        "stage": trial.stage,
-        "dataset": "digits",
-        "model": str(trial.labels.get("model", "mlp")),
-        "augmentation": str(trial.labels.get("augmentation", "none")),
-        "seed": trial.seed,
-        "lr": trial.settings["train"]["lr"],
-        "axes": dict(trial.labels),
-        "status": "completed",
-        "epochs": 4,
-        "selection": "val_accuracy",
-        "validation": "fraction 0.1",
-        "train_images": 900,
-        "validation_images": 100,
-        "test_images": 500,
-        "settings": json.dumps(trial.settings),
-        "dataset_fingerprint": "0123456789abcdef",
-        "device": "cpu",
-        "raybench_version": "0.5.0",
-        "torch_version": "2.13.0",
-    }
-    return Outcome(row=TrialRow(**{**row, **others, **columns}), predictions=predictions)
+    return Outcome(row=row_of(trial, **{**others, **columns}), predictions=predictions)
 
 
 class Storage:

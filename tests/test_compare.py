@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import objects
 
 from raybench import plan
 from raybench.compare import OUTCOMES, Comparison, Side, compare
@@ -13,7 +14,6 @@ from raybench.grid import Trial
 from raybench.question import Question
 from raybench.records import STATISTICS
 from raybench.stats import welch
-from raybench.table import Table
 
 SUITE = """
 name: small
@@ -38,11 +38,6 @@ def make(tmp_path: Path, store_results: Callable[..., Any]) -> Make:
         return Side(name, suite, store.read()[0], plan.expand(suite, ended=store.ended(failed=True)))
 
     return side
-
-
-def objects(table: Table) -> list[dict[str, Any]]:
-    names = [column.name for column in table.columns]
-    return [dict(zip(names, row, strict=True)) for row in table.rows]
 
 
 def verdicts(comparison: Comparison) -> list[str]:

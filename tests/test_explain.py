@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from made import objects, row_of
 
 from raybench import plan
 from raybench import suite as suites
@@ -19,7 +20,7 @@ from raybench.plan import Choice, restore, snapshot
 from raybench.records import TrialRow
 from raybench.search import Ended
 from raybench.suite import shipped_suites
-from raybench.table import FORMATS, Table, render
+from raybench.table import FORMATS, render
 
 SUITE = """
 name: small
@@ -48,28 +49,16 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 
 def row(trial: Trial, accuracy: float | None = None, **others: Any) -> TrialRow:
-    made = TrialRow(
-        trial_id=trial.id,
-        suite=trial.suite,
-        stage=trial.stage,
-        dataset="digits",
-        model=str(trial.labels["model"]),
-        augmentation=str(trial.labels["augmentation"]),
-        seed=trial.seed,
-        lr=trial.settings["train"]["lr"],
+    made = row_of(
+        trial,
         status="failed" if accuracy is None else "completed",
-        epochs=4,
         epochs_run=4,
         best_epoch=None if accuracy is None else 3,
-        selection="val_accuracy",
         validation="size 100",
         test_accuracy=accuracy,
         val_accuracy=accuracy and accuracy + 0.125,
-        settings=json.dumps(trial.settings),
         train_images=1337,
-        validation_images=100,
         test_images=360,
-        dataset_fingerprint="0123456789abcdef",
         train_seconds=1.5,
         wall_seconds=2.0,
         threads=1,
@@ -87,11 +76,6 @@ def row(trial: Trial, accuracy: float | None = None, **others: Any) -> TrialRow:
 def frame(rows: Sequence[TrialRow]) -> pd.DataFrame:
     flat = [dataclasses.asdict(row) for row in rows]
     return pd.DataFrame(flat, columns=[field.name for field in dataclasses.fields(TrialRow)]).drop(columns="axes")
-
-
-def objects(table: Table) -> list[dict[str, Any]]:
-    names = [column.name for column in table.columns]
-    return [dict(zip(names, row, strict=True)) for row in table.rows]
 
 
 def cell(trials: Sequence[Trial], *labels: str) -> list[Trial]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made import objects
 
 from raybench import plan, stats
 from raybench.cells import find_cells
@@ -50,11 +51,6 @@ def make(tmp_path: Path, store_results: Callable[..., Any]) -> Make:
         return tables(cells, suite.name, Question(**asked), pairs=pairs, predictions=predictions)
 
     return tables_of
-
-
-def objects(table: Table) -> list[dict[str, Any]]:
-    names = [column.name for column in table.columns]
-    return [dict(zip(names, row, strict=True)) for row in table.rows]
 
 
 def column(table: Table, name: str) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made import objects, row_of
 
 from raybench import plan
 from raybench import suite as suites
@@ -44,26 +45,15 @@ def load(tmp_path: Path, text: str = SUITE, *sets: str, smoke: bool = False) -> 
 
 
 def finished(trial: Trial, accuracy: float, epochs: int = 4, **others: Any) -> TrialRow:
-    row = TrialRow(
-        trial_id=trial.id,
-        suite=trial.suite,
-        dataset="digits",
-        model=str(trial.labels.get("model")),
-        augmentation=str(trial.labels.get("augmentation")),
-        seed=trial.seed,
-        lr=trial.settings["train"]["lr"],
+    row = row_of(
+        trial,
         axes={"train.batch_size": 32},
-        status="completed",
         epochs=epochs,
-        selection="val_accuracy",
         validation="size 100",
         test_accuracy=accuracy,
         train_images=1337,
-        validation_images=100,
         test_images=360,
         settings="{}",
-        dataset_fingerprint="0123456789abcdef",
-        device="cpu",
         raybench_version="0.1.0",
         torch_version="2.15.0",
     )
@@ -88,11 +78,6 @@ def frame(rows: Sequence[TrialRow]) -> pd.DataFrame:
     flat = [dataclasses.asdict(row) for row in rows]
     names = [field.name for field in dataclasses.fields(TrialRow) if field.name != "axes"]
     return pd.DataFrame([{**values, **values.pop("axes")} for values in flat], columns=None if flat else names)
-
-
-def objects(table: Table) -> list[dict[str, Any]]:
-    names = [column.name for column in table.columns]
-    return [dict(zip(names, row, strict=True)) for row in table.rows]
 
 
 @pytest.fixture

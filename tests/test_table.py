@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import objects
 from rich.console import Console
 
 from raybench.table import FORMATS, Column, Table, render, show
@@ -51,11 +52,6 @@ def small() -> Table:
             "1 trial not run yet",
         ),
     )
-
-
-def objects(table: Table) -> list[dict[str, Any]]:
-    names = [column.name for column in table.columns]
-    return [dict(zip(names, row, strict=True)) for row in table.rows]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

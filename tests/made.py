@@ -1,0 +1,43 @@
+"""What several test files make up and read off: rows of trials, and cells of a table by the names of its columns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raybench.plan import Trial
+from raybench.records import TrialRow
+from raybench.table import Table
+
+
+def row_of(trial: Trial, **columns: Any) -> TrialRow:
+    """Return the row of a trial that was completed on a few digits, but for ``columns``."""
+    row: dict[str, Any] = {
+        "trial_id": trial.id,
+        "suite": trial.suite,
+        "stage": trial.stage,
+        "dataset": "digits",
+        "model": str(trial.labels.get("model", "mlp")),
+        "augmentation": str(trial.labels.get("augmentation", "none")),
+        "seed": trial.seed,
+        "lr": trial.settings["train"]["lr"],
+        "axes": dict(trial.labels),
+        "status": "completed",
+        "epochs": 4,
+        "selection": "val_accuracy",
+        "validation": "fraction 0.1",
+        "train_images": 900,
+        "validation_images": 100,
+        "test_images": 500,
+        "settings": json.dumps(trial.settings),
+        "dataset_fingerprint": "0123456789abcdef",
+        "device": "cpu",
+        "raybench_version": "0.5.0",
+        "torch_version": "2.13.0",
+    }
+    return TrialRow(**{**row, **columns})
+
+
+def objects(table: Table) -> list[dict[str, Any]]:
+    names = [column.name for column in table.columns]
+    return [dict(zip(names, row, strict=True)) for row in table.rows]
