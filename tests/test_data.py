@@ -23,9 +23,9 @@ from PIL import Image, ImageOps
 
 from raybench import augment, data
 from raybench import datasets as ours
-from raybench.data import Source, cache_folder, digest, divide, load, trial_data
+from raybench.data import Part, Source, cache_folder, digest, divide, in_shape, load, sized, trial_data
 from raybench.datasets import Dataset, Images
-from raybench.errors import DataError
+from raybench.errors import DataError, UserError
 from raybench.registry import DATASETS
 from raybench.settings import DatasetSettings, HeldOut, Named
 
@@ -503,6 +503,35 @@ def test_trial_data_gathers_copies_and_pickles_without_the_images(tmp_path):
     again = pickle.loads(message, buffers=buffers)
     assert (again.pools["train"].pixels == trial.pools["train"].pixels).all()
     assert again.fingerprint == trial.fingerprint
+
+
+# -------------------------------------------------------------------------------------------- images of another dataset
+
+
+def test_colours_and_sizes_of_images_from_outside():
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    pixels[0] = (255, 0, 0)
+    pixels[1, 0, 0] = (10, 200, 90)
+    part = Part(Images(pixels, np.zeros(2, np.int64)), np.array([1, 0]))
+    grey = in_shape(part, (1, 4, 4))[:]
+    assert grey.shape == (2, 4, 4, 1)
+    assert [grey[0, 0, 0, 0], grey[1, 0, 0, 0]] == [131, 76], "as Pillow's L"
+    assert [Image.fromarray(pixels[i]).convert("L").getpixel((0, 0)) for i in (1, 0)] == [131, 76]
+    assert in_shape(part, (3, 4, 4))[:].tolist() == pixels[[1, 0]].tolist()
+    back = in_shape(Part(Images(grey, np.zeros(2, np.int64)), np.arange(2)), (3, 4, 4))[:]
+    assert (back == grey).all() and back.shape == (2, 4, 4, 3)
+    with pytest.raises(UserError) as failed:
+        in_shape(part, (3, 8, 4))
+    assert str(failed.value) == (
+        "ood.dataset: its images are 4x4 pixels, those of the trial 4x8: set ood.dataset.image_size"
+    )
+
+
+def test_images_from_outside_are_brought_to_the_size_of_square_ones():
+    settings = DatasetSettings(name="svhn")
+    assert sized(settings, (1, 8, 8)) == DatasetSettings(name="svhn", image_size=8)
+    assert sized(settings, (1, 8, 6)) == settings, "which has no size for those: in_shape asks for one"
+    assert sized(DatasetSettings(name="svhn", image_size=4), (1, 8, 8)).image_size == 4
 
 
 # ---------------------------------------------------------------------------------------------------- the real thing

@@ -14,8 +14,6 @@ import torch
 from PIL import Image
 
 from raybench import cli, ood, revisit
-from raybench.data import Part, in_shape
-from raybench.datasets import Images as Arrays
 from raybench.errors import DataError, UserError
 from raybench.grid import Trial
 from raybench.job import prepare
@@ -97,29 +95,6 @@ def raybench(
 # Images from outside
 
 
-def test_colours_and_sizes() -> None:
-    pixels = np.zeros((2, 4, 4, 3), np.uint8)
-    pixels[0] = (255, 0, 0)
-    pixels[1, 0, 0] = (10, 200, 90)
-    part = Part(_images(pixels), np.array([1, 0]))
-    grey = in_shape(part, (1, 4, 4))
-    assert grey[:].shape == (2, 4, 4, 1)
-    assert [grey[:][0, 0, 0, 0], grey[:][1, 0, 0, 0]] == [131, 76], "as Pillow's L"
-    assert [Image.fromarray(pixels[i]).convert("L").getpixel((0, 0)) for i in (1, 0)] == [131, 76]
-    assert in_shape(part, (3, 4, 4))[:].tolist() == pixels[[1, 0]].tolist()
-    back = in_shape(Part(_images(grey[:]), np.arange(2)), (3, 4, 4))[:]
-    assert (back == grey[:]).all() and back.shape == (2, 4, 4, 3)
-    with pytest.raises(UserError) as failed:
-        in_shape(part, (3, 8, 4))
-    assert str(failed.value) == (
-        "ood.dataset: its images are 4x4 pixels, those of the trial 4x8: set ood.dataset.image_size"
-    )
-
-
-def _images(pixels: np.ndarray) -> Arrays:
-    return Arrays(pixels, np.zeros(len(pixels), np.int64))
-
-
 def test_finished_trials_with_weights_are_asked_once(
     store: Store, suite: Suite, trials: list[Trial], images: Images, home: Path
 ) -> None:
@@ -194,17 +169,6 @@ def test_layers_that_are_not_there(
     ):
         revisit.scores(network, asked, images)
     assert str(failed.value).startswith(message)
-
-
-def test_every_layer(store: Store, suite: Suite, trials: list[Trial], images: Images) -> None:
-    assert suite.ood
-    with network_of(trials[1], finished(store)[trials[1].id], store, images) as network:
-        assert [*network.layers("all")] == ["0", "1", "2", "3", "4"]
-        assert [*network.layers("activations")] == ["2"]
-        network.network[2] = torch.nn.Identity()  # type: ignore[operator, index]
-        with pytest.raises(UserError) as failed:
-            network.layers("activations")
-    assert str(failed.value) == "model 'mlp' has no module that is an activation function: name other layers"
 
 
 def test_other_images_than_those_of_the_trial(store: Store, trials: list[Trial], images: Images) -> None:
