@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +21,6 @@ from click.testing import CliRunner
 
 pytest.importorskip("ray")
 from kill import environment
-from ray._private.utils import psutil  # the copy that Ray brings along
 from ray.exceptions import AuthenticationError
 
 from raybench import jobs
@@ -31,6 +28,7 @@ from raybench.cli import app
 from raybench.errors import UserError
 from raybench.gauges import METRICS, exported
 from raybench.jobs import Jobs, check_results, pack
+from raybench.localcluster import STORE_BYTES, Node, free_port, head_options
 from raybench.plan import expand
 from raybench.registry import MODELS
 from raybench.shipping import GIT_STATE, git_state
@@ -305,11 +303,6 @@ def test_nobody_listens() -> None:
 TOKEN = "5ec4e7" * 12
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 class Head:
     """A head with a token, its dashboard and its metrics."""
 
@@ -324,28 +317,12 @@ class Head:
             "PATH": f"{python}:{os.environ['PATH']}",
             "RAYBENCH_CACHE": str(place / "cache"),
         }
-        self.port, self.dashboard, self.exports, *others = (free_port() for _ in range(5))
+        self.port, self.dashboard, self.exports = (free_port() for _ in range(3))
         self.url, self.logs = f"http://127.0.0.1:{self.dashboard}", place / "ray" / "session_latest" / "logs"
-        ports = {"port": self.port, "dashboard-port": self.dashboard, "metrics-export-port": self.exports}
-        ports |= {"ray-client-server-port": others[0], "dashboard-agent-listen-port": others[1]}
-        ports |= {"min-worker-port": 0, "max-worker-port": 0}
-        command = [str(python / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={place / 'ray'}"]
-        command += ["--object-store-memory=150000000", *(f"--{name}={port}" for name, port in ports.items())]
-        self.process = subprocess.Popen(
-            command, env=environment(**self.environment), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        said = []
-        for line in self.process.stdout or ():
-            said.append(line)
-            if "Ray runtime started." in line:
-                return
-        raise RuntimeError("".join(said))
-
-    def kill(self) -> None:
-        for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.communicate()
+        options = head_options(self.port, place / "ray", self.dashboard)
+        options += [f"--metrics-export-port={self.exports}", f"--object-store-memory={STORE_BYTES}"]
+        self.node = Node(options, place / "log", environment(**self.environment), cpus=2)
+        self.node.start()
 
     def command(self, folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
         known = environment(**{**self.environment, **env})
@@ -382,10 +359,12 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("a node is found and ended by /proc")
     place = Path(tempfile.mkdtemp(prefix="rb"))  # short, for sockets lie below it
     head = Head(place)
     yield head
-    head.kill()
+    head.node.kill()
     shutil.rmtree(place, ignore_errors=True)
 
 
