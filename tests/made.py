@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.records import TrialRow
 from raybench.table import Table
 

@@ -13,7 +13,7 @@ from torch import nn
 from raybench import augment, models, trained
 from raybench.data import Source, trial_data
 from raybench.errors import UserError, WeightsError
-from raybench.plan import Trial
+from raybench.grid import Trial
 from raybench.trained import Trained, again, module_called
 from raybench.weights import packed
 
