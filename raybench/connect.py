@@ -72,6 +72,15 @@ class Cluster:
     dashboard: str | None = None
     grows_to: Mapping[str, float] = field(default_factory=dict)
     """What the autoscaler may start, where there is one that says so; by resource."""
+    _put: dict[int, tuple[object, ray.ObjectRef]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What lies in the object store, by identity."""
+
+    def put(self, thing: object) -> ray.ObjectRef:
+        """Return a reference to ``thing`` in the object store, where it lies once, as long as this is connected to:
+        Tune keeps what it starts trials with, and so nothing that it refers to is ever let go."""
+        if id(thing) not in self._put:
+            self._put[id(thing)] = thing, ray.put(thing)
+        return self._put[id(thing)][1]
 
     @property
     def cpus(self) -> int:

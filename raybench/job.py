@@ -99,15 +99,23 @@ def divided(source: Source, settings: DatasetSettings) -> TrialData:
 
 
 def prepare(
-    suite: Suite, trials: Sequence[Trial], data_dir: Path, say: Callable[[str], None] = lambda line: None
+    suite: Suite,
+    trials: Sequence[Trial],
+    data_dir: Path,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    known: Job | None = None,
 ) -> Job:
     """Load the images, check every model and augmentation on their shape, and get weights and fitted statistics once.
+
+    Args:
+        known: what was prepared for trials before these; its images and statistics are taken over as they are.
 
     Raises:
         UserError: for anything that would make a trial fail before its first step, and before any is started.
     """
-    sources: dict[str, Source] = {}
-    statistics: dict[str, Statistics] = {"": {}}
+    sources: dict[str, Source] = dict(known.sources) if known else {}
+    statistics: dict[str, Statistics] = dict(known.statistics) if known else {"": {}}
     notes: dict[str, list[str]] = {}
     for settings in _different(trials):
         key = source_key(settings)

@@ -153,7 +153,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
             finally:
                 recorder.close()
             sweep.go_on()
-            job = prepare(suite, sweep.todo, options.data_dir)
+            job = prepare(suite, sweep.todo, options.data_dir, known=job)
     return "finished"
 
 

@@ -57,6 +57,15 @@ def test_an_autoscaler_is_asked_for_all_that_it_may_start() -> None:
     assert empty.needs(Resources(gpus=1)) == {"CPU": 1, "GPU": 1}, "trials ask for GPUs that are not there yet"
 
 
+def test_a_thing_is_put_once_into_the_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[object] = []
+    monkeypatch.setattr(connect.ray, "put", lambda thing: put.append(thing) or len(put))
+    one, other = cluster(), cluster()
+    images: dict[str, list[int]] = {"train": [1]}
+    assert [one.put(images), one.put({"train": [1]}), one.put(images)] == [1, 2, 1]
+    assert other.put(images) == 3 and len(put) == 3, "another connection has a store of its own"
+
+
 def test_what_no_node_has_is_refused() -> None:
     asked = Resources(custom={"fast": 2}, labels={"ray.io/accelerator-type": "A100"})
     with pytest.raises(UserError) as refused:

@@ -81,6 +81,11 @@ def test_every_source_is_loaded_once(load_suite: LoadSuite, loads: list[DatasetS
     assert made.statistics == {"": {}}
     assert {source_key(trial.typed()) for trial in trials} == set(made.sources)
 
+    later = [trial for trial in trials if trial.typed().dataset.image_size == 8]
+    after = prepare(suite, later, tmp_path, said.append, known=prepare(suite, later[:1], tmp_path))
+    assert len(loads) == 3 and len(said) == 2, "what was read for trials before is not read again"
+    assert after.trials == {trial.id: trial for trial in later}
+
 
 def test_statistics_are_fitted_once(
     load_suite: LoadSuite, loads: list[DatasetSettings], fits: list[int], tmp_path: Path
@@ -103,6 +108,8 @@ def test_statistics_are_fitted_once(
 
     again = prepare(suite, trials, tmp_path)
     assert len(fits) == 4  # kept on disk
+    after = prepare(suite, trials, tmp_path, said.append, known=made)
+    assert len(said) == 5 and all(after.statistics[key] is made.statistics[key] for key in keys)
     for key, statistics in again.statistics.items():
         assert all(np.array_equal(array, made.statistics[key][name]) for name, array in statistics.items())
 

@@ -202,6 +202,22 @@ def test_a_search_leaves_a_finished_winner_and_pruned_trials_enter_no_number(tmp
     assert set(decisions["trial_id"][decisions["stop"]]) == set(pruned["trial_id"])
 
 
+def test_the_stages_of_a_search_share_one_copy_of_the_images(
+    tmp_path: Path, ray_free: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raybench import job, schedule
+
+    ray_free()
+    seen: list[Job] = []
+    loads: list[str] = []
+    run_trials, load_images = schedule.run, job.load
+    monkeypatch.setattr(schedule, "run", lambda job, *rest, **more: seen.append(job) or run_trials(job, *rest, **more))
+    monkeypatch.setattr(job, "load", lambda *given: loads.append(given[0].name) or load_images(*given))
+    run_suite(tmp_path, DRAWN, "train.smoke=true")
+    assert len(seen) >= 3 and loads == ["digits"], "it is read once"
+    assert all(job.sources[key] is source for job in seen for key, source in seen[0].sources.items())
+
+
 @pytest.mark.parametrize("text", [SEARCH, DRAWN])
 def test_an_interrupted_search_goes_on_to_the_same_end(text: str, tmp_path: Path, ray_free: Any) -> None:
     ray_free()

@@ -104,7 +104,9 @@ keep_weights: best
 """
 
 
-def test_rows_are_the_same_in_process_on_ray_in_fresh_and_reused_actors(cluster, tmp_path) -> None:
+def test_rows_are_the_same_in_process_on_ray_in_fresh_and_reused_actors(cluster, tmp_path, monkeypatch) -> None:
+    import ray
+
     from raybench import schedule
 
     job, trials, _ = job_of(tmp_path, SAME)
@@ -114,8 +116,11 @@ def test_rows_are_the_same_in_process_on_ray_in_fresh_and_reused_actors(cluster,
 
     # Eight trials on two slots: an actor's first trial is its first, the others find it used.
     both, one = Heard(), Heard()
+    put: list[object] = []
+    monkeypatch.setattr(ray, "put", lambda thing, put_=ray.put: put.append(thing) or put_(thing))
     schedule.run(job, trials, both, cluster)
     schedule.run(job, trials[::-1], one, cluster, max_concurrent=1)
+    assert sum(isinstance(thing, Source) for thing in put) == 1, "a later stage of a search finds the images there"
     for trial in trials:
         assert_same(expected[trial.id], both.outcomes[trial.id])
         assert_same(expected[trial.id], one.outcomes[trial.id])
