@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,14 +96,32 @@ class Cluster:
         return max(here, self.grows_to.get(name, 0))
 
     def needs(self, resources: Resources) -> dict[str, float]:
-        """Return what all processes of a trial ask for together; no GPUs where the cluster has none."""
+        """Return what each process of a trial asks of its node; no GPUs where the cluster has none."""
         each = {"CPU": resources.cpus, **({"GPU": resources.gpus} if self.gpus else {}), **resources.custom}
-        return {name: amount * resources.workers for name, amount in each.items() if amount}
+        return {name: amount for name, amount in each.items() if amount}
 
     def slots(self, resources: Resources) -> int:
         """Return how many trials with these needs fit at once, if no other job runs."""
-        fit = (self.total(name, resources.labels) / need + 1e-9 for name, need in self.needs(resources).items())
-        return int(min(fit))
+        needs, labels = self.needs(resources), resources.labels
+        room = room_for(needs, labels, self.nodes)
+        if self.grows_to:  # how large the nodes are that may yet be started is not known
+            room = max(room, _times(needs, {name: self.total(name, labels) for name in needs}))
+        return room // resources.workers
+
+
+def room_for(needs: Mapping[str, float], labels: Mapping[str, str], nodes: Iterable[Node]) -> int:
+    """Return how many processes that ask for ``needs`` fit on the nodes with these labels; each lies on one node."""
+    return sum(_times(needs, node.resources) for node in nodes if node.fits(labels))
+
+
+def _times(needs: Mapping[str, float], there: Mapping[str, float]) -> int:
+    """Return how many times ``needs`` go into what is there."""
+    return int(min(there.get(name, 0) / need + 1e-9 for name, need in needs.items()))
+
+
+def alive() -> tuple[Node, ...]:
+    """Return the nodes of the cluster that is connected to, as Ray sees them now."""
+    return tuple(Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"])
 
 
 @contextmanager
@@ -156,7 +174,7 @@ def connect(
         if checked and address != "local":
             _check_versions(address)
         yield Cluster(
-            nodes=tuple(Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]),
+            nodes=alive(),
             dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
             grows_to=ray._private.state.state.get_max_resources_from_cluster_config() or {},  # private
         )

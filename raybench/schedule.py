@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +47,7 @@ from ray.tune.search import Searcher
 from raybench.actor import Fetched, MemoryKill, Share, alive_nodes, lost_row, shown_name, trainable
 from raybench.connect import Cluster as Cluster
 from raybench.connect import Node as Node
+from raybench.connect import alive, room_for
 from raybench.connect import connect as connect
 from raybench.errors import UserError
 from raybench.grid import Trial
@@ -126,7 +127,7 @@ def run(
         verbose: let Ray Tune print its own reports.
 
     Raises:
-        UserError: if a trial asks for more than the cluster has.
+        UserError: if a process of a trial asks for more than any node has, or all of them for more than there is.
         Interrupted: after Ctrl-C or SIGTERM, once the running trials have let go.
         Spent: if ``budget`` has left trials out, once the running ones have ended or, at its end, let go.
     """
@@ -157,7 +158,7 @@ def run(
             if budget and not budget.allows(trials[0]):
                 raise Spent
             needs = cluster.needs(resources)
-            watcher = _Watcher({t.id: t for t in trials}, listener, interrupted, budget, needs)
+            watcher = _Watcher({t.id: t for t in trials}, listener, interrupted, budget, resources, needs)
             kind = trainable(replace(share, use_gpu="GPU" in needs), resources)
             _run_kind(kind, watcher, slots[resources], storage, verbose)
 
@@ -188,17 +189,31 @@ def slots_of(cluster: Cluster, resources: Resources, max_concurrent: int | None)
     """
     slots = cluster.slots(resources)
     if slots < 1:
-        asked = [f"{resources.cpus} CPUs", f"{resources.gpus:g} GPUs"]
-        asked += [f"{amount:g} {name}" for name, amount in resources.custom.items()]
-        names = {"CPU": "CPUs", "GPU": "GPUs", **{name: name for name in resources.custom}}
-        there = [f"{cluster.total(name, resources.labels):g} {shown}" for name, shown in names.items()]
-        where = ", ".join(f"{name}={value}" for name, value in resources.labels.items())
+        labels = " and ".join(f"{name}={value}" for name, value in resources.labels.items())
+        where, there = f" with {labels}" if labels else "", _listed(cluster.nodes, resources)
+        more = f", and may grow to {_amounts(cluster.grows_to, resources)}" if cluster.grows_to else ""
+        found = f"the nodes{where} are {there}" if there else f"there is no node{where}"
         raise UserError(
-            f"resources: a trial asks for {resources.workers} x ({', '.join(asked)}), but"
-            f" {f'the nodes with {where} have' if where else 'the cluster has'}"
-            f" {', '.join(there[:-1])} and {there[-1]}: ask for less, e.g. --set resources.cpus=1"
+            f"resources: a trial asks for {_asked(resources)}, but {found}{more}: ask for less, e.g. --set"
+            " resources.cpus=1"
         )
     return min(slots, max_concurrent or slots)
+
+
+def _asked(resources: Resources) -> str:
+    each = {"CPU": resources.cpus, "GPU": resources.gpus, **resources.custom}
+    return f"{resources.workers} x {_amounts(each, resources)}"
+
+
+def _listed(nodes: Iterable[Node], resources: Resources) -> str:
+    """Return what the nodes that may be used have, of what a trial asks for."""
+    kinds = Counter(_amounts(node.resources, resources) for node in nodes if node.fits(resources.labels))
+    return " and ".join(f"{count} x {kind}" for kind, count in kinds.items())
+
+
+def _amounts(of: Mapping[str, float], resources: Resources) -> str:
+    names = {"CPU": "CPUs", "GPU": "GPUs", **{name: name for name in resources.custom}}
+    return f"({', '.join(f'{of.get(name, 0):g} {shown}' for name, shown in names.items())})"
 
 
 def _run_kind(trial_class: type[tune.Trainable], watcher: _Watcher, slots: int, storage: str, verbose: bool) -> None:
@@ -263,11 +278,12 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         listener: Listener,
         interrupted: threading.Event,
         budget: Budget | None,
+        resources: Resources,
         needs: Mapping[str, float],
     ) -> None:
-        """A trial that has ended is taken out of ``open_trials``; each ``needs`` these resources."""
+        """A trial that has ended is taken out of ``open_trials``; each of its processes ``needs`` this."""
         self.open, self.listener, self.interrupted, self.budget = open_trials, listener, interrupted, budget
-        self.needs = {"CPU": 0, "GPU": 0, **needs}
+        self.resources, self.needs = resources, needs
         self.waiting, self.look_at = False, 0.0
         self.slots = 1
         self.running: set[str] = set()
@@ -309,14 +325,12 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
     def _look_for_room(self) -> None:
         """Say so where lost nodes leave no room for a trial: Tune waits in silence."""
-        left = ray.cluster_resources()
-        waiting = any(left.get(name, 0) < amount for name, amount in self.needs.items())
+        left = alive()
+        waiting = room_for(self.needs, self.resources.labels, left) < self.resources.workers
         if waiting and not self.waiting:
-            asked = " and ".join(
-                f"{amount:g} {name}s ({left.get(name, 0):g} left)" for name, amount in self.needs.items()
-            )
+            there = _listed(left, self.resources) or "none"
             with self._noting_failure():
-                self.listener.no_room(f"waiting for nodes: a trial asks for {asked}")
+                self.listener.no_room(f"waiting for nodes: a trial asks for {_asked(self.resources)}; left: {there}")
         self.waiting = waiting
 
     def is_to_stop(self, trial_id: str, epoch: bytes) -> bool:

@@ -26,10 +26,20 @@ def test_slots() -> None:
     assert slots(cpus=1) == 16
     assert slots(cpus=3) == 5
     assert slots(cpus=1, gpus=0.25) == 8
-    assert slots(cpus=1, gpus=0.1) == 16
+    assert slots(cpus=1, gpus=0.1) == 10 + 4
     assert slots(cpus=1, gpus=1, workers=2) == 1
     assert slots(cpus=32) == 0
     assert cluster({"CPU": 4}).slots(Resources(cpus=1, gpus=0.5)) == 4, "GPUs are unused where none is"
+
+
+def test_a_process_needs_a_node_that_has_all_it_asks_for() -> None:
+    four = cluster(*[{"CPU": 8, "GPU": 1, "fast": 1}] * 4)
+    slots = lambda **resources: four.slots(Resources(**resources))  # noqa: E731
+    assert (slots(cpus=16), slots(gpus=4), slots(custom={"fast": 2})) == (0, 0, 0)
+    assert slots(cpus=8, workers=4) == 1 and slots(gpus=1, workers=4) == 1 and slots(workers=5, gpus=1) == 0
+    assert slots(cpus=5) == 4 and slots(gpus=0.4) == 8
+    apart = cluster({"CPU": 64}, {"CPU": 1, "GPU": 8})
+    assert apart.slots(Resources(cpus=2, gpus=1)) == 0 and apart.slots(Resources(cpus=1, gpus=1)) == 1
 
 
 def test_slots_of_custom_resources_and_labels() -> None:
@@ -47,13 +57,13 @@ def test_slots_of_custom_resources_and_labels() -> None:
     assert mixed.slots(Resources(gpus=1, labels={"ray.io/accelerator-type": "H100", "zone": "b"})) == 0
     assert mixed.slots(Resources(custom={"fast": 0.25})) == 4
     assert mixed.slots(Resources(custom={"slow": 1})) == 0
-    assert mixed.needs(Resources(gpus=0.5, workers=2, custom={"fast": 1})) == {"CPU": 2, "GPU": 1, "fast": 2}
+    assert mixed.needs(Resources(gpus=0.5, workers=2, custom={"fast": 1})) == {"CPU": 1, "GPU": 0.5, "fast": 1}
 
 
 def test_an_autoscaler_is_asked_for_all_that_it_may_start() -> None:
     empty = cluster({"CPU": 2}, CPU=64, GPU=8)
     assert (empty.cpus, empty.gpus) == (64, 8)
-    assert empty.slots(Resources(cpus=4, gpus=1)) == 8
+    assert empty.slots(Resources(cpus=4, gpus=1)) == 8 and empty.slots(Resources(cpus=4, workers=4)) == 4
     assert empty.needs(Resources(gpus=1)) == {"CPU": 1, "GPU": 1}, "trials ask for GPUs that are not there yet"
 
 
@@ -67,13 +77,26 @@ def test_a_thing_is_put_once_into_the_object_store(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_no_node_has_is_refused() -> None:
-    asked = Resources(custom={"fast": 2}, labels={"ray.io/accelerator-type": "A100"})
-    with pytest.raises(UserError) as refused:
-        slots_of(cluster({"CPU": 2}), asked, None)
-    assert str(refused.value) == (
-        "resources: a trial asks for 1 x (1 CPUs, 0 GPUs, 2 fast), but the nodes with ray.io/accelerator-type=A100 have"
-        " 0 CPUs, 0 GPUs and 0 fast: ask for less, e.g. --set resources.cpus=1"
-    )
+    for there, asked, said in (
+        (
+            cluster({"CPU": 2}),
+            Resources(custom={"fast": 2}, labels={"ray.io/accelerator-type": "A100"}),
+            "1 x (1 CPUs, 0 GPUs, 2 fast), but there is no node with ray.io/accelerator-type=A100",
+        ),
+        (
+            cluster(*[{"CPU": 8, "GPU": 1}] * 3, {"CPU": 4}),
+            Resources(cpus=16, workers=2),
+            "2 x (16 CPUs, 0 GPUs), but the nodes are 3 x (8 CPUs, 1 GPUs) and 1 x (4 CPUs, 0 GPUs)",
+        ),
+        (
+            cluster({"CPU": 2}, CPU=64, GPU=8),
+            Resources(gpus=16),
+            "1 x (1 CPUs, 16 GPUs), but the nodes are 1 x (2 CPUs, 0 GPUs), and may grow to (64 CPUs, 8 GPUs)",
+        ),
+    ):
+        with pytest.raises(UserError) as refused:
+            slots_of(there, asked, None)
+        assert str(refused.value) == (f"resources: a trial asks for {said}: ask for less, e.g. --set resources.cpus=1")
 
 
 def test_where_a_trial_runs_is_not_in_its_id(make_trial: Any) -> None:

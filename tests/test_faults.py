@@ -236,7 +236,9 @@ def test_a_group_that_loses_its_node_waits_for_another(place, head, add_node) ->
     rows = run.end()
     assert list(rows["status"]) == ["completed"] and list(rows["attempts"]) == [2]
     assert run.lines("starts again") == ["s0: its node is gone: starts again"]
-    assert run.lines("waiting") == ["waiting for nodes: a trial asks for 2 CPUs (1 left) and 0 GPUs (0 left)"]
+    assert run.lines("waiting") == [
+        "waiting for nodes: a trial asks for 2 x (1 CPUs, 0 GPUs); left: 1 x (1 CPUs, 0 GPUs)"
+    ]
 
 
 def test_what_would_fail_again_is_not_tried_again(place, head) -> None:

@@ -443,15 +443,32 @@ def test_more_than_the_cluster_has_is_refused(cluster, tmp_path) -> None:
     with pytest.raises(UserError) as refused:
         schedule.run(job, trials, Heard(), cluster)
     assert str(refused.value) == (
-        f"resources: a trial asks for 2 x (4000 CPUs, 0 GPUs), but the cluster has {cluster.cpus} CPUs and 0 GPUs:"
-        " ask for less, e.g. --set resources.cpus=1"
+        f"resources: a trial asks for 2 x (4000 CPUs, 0 GPUs), but the nodes are 1 x ({cluster.cpus} CPUs,"
+        " 0 GPUs): ask for less, e.g. --set resources.cpus=1"
     )
 
 
 def watcher(trials: list[Trial], heard: Heard, interrupted: threading.Event) -> object:
     from raybench import schedule
 
-    return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, None, {})
+    return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, None, Resources(), {"CPU": 1})
+
+
+def test_where_the_rest_of_the_nodes_has_no_room_it_says_so_once(tmp_path, monkeypatch) -> None:
+    from raybench import schedule
+    from raybench.connect import Node
+
+    said: list[str] = []
+    heard = Heard()
+    monkeypatch.setattr(heard, "no_room", said.append)
+    asks = Resources(cpus=2, gpus=1, workers=2)
+    watch = schedule._Watcher({}, heard, threading.Event(), None, asks, {"CPU": 2, "GPU": 1})
+    for left in ([{"CPU": 4, "GPU": 2}], [{"CPU": 8}, {"CPU": 1, "GPU": 8}], [], [{"CPU": 2, "GPU": 1}] * 2):
+        monkeypatch.setattr(schedule, "alive", lambda: [Node(resources, {}) for resources in left])  # noqa: B023
+        watch._look_for_room()
+    assert said == [
+        "waiting for nodes: a trial asks for 2 x (2 CPUs, 1 GPUs); left: 1 x (8 CPUs, 0 GPUs) and 1 x (1 CPUs, 8 GPUs)"
+    ]
 
 
 def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypatch) -> None:
