@@ -226,11 +226,28 @@ def _in_this_process(share: Share, trial: Trial) -> None:
 
     def loop() -> None:
         gauges.show_memory(share.suite, share.device)
-        outcome = share.job.run(trial, device=share.device, begun=begun.append, report=report)
-        gauges.hide_memory(share.suite, share.device)
+        try:
+            outcome = share.job.run(trial, device=share.device, begun=begun.append, report=report)
+        finally:
+            gauges.hide_memory(share.suite, share.device)
+        broken = device_failure(share.device) if outcome.row.status == "failed" else None
         tune.report(outcome_metrics(outcome))
+        if broken is not None:  # the row has arrived, and this ends the trial; the next one gets a process of its own
+            raise broken
 
     TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0, use_gpu=share.device == "cuda")).fit()
+
+
+def device_failure(device: str) -> RuntimeError | None:
+    """Return what a GPU says to this process, where it is of no more use to it: after a fault on the device, every
+    further call fails."""
+    if not device.startswith("cuda"):
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return error
+    return None
 
 
 class _WorkerGroup:

@@ -155,6 +155,8 @@ def run(
             storage=storage,
         )
         for resources, trials in turns:
+            if interrupted.is_set():
+                raise Interrupted
             if budget and not budget.allows(trials[0]):
                 raise Spent
             needs = cluster.needs(resources)
@@ -318,6 +320,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             self._arrived(trial.config["id"], outcome, node)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.interrupted.is_set():
+            _stop_tune()  # it may have come before Tune listened
         self.decide()
         if time.monotonic() >= self.look_at:
             self.look_at = time.monotonic() + LOOK_SECONDS
@@ -503,7 +507,7 @@ class _ListSearcher(Searcher):  # type: ignore[misc]
         self.ids, self.watcher = deque(ids), watcher
 
     def suggest(self, trial_id: str) -> Any:
-        if not self.ids or not self.watcher.may_start(self.ids[0]):
+        if not self.ids or self.watcher.interrupted.is_set() or not self.watcher.may_start(self.ids[0]):
             return Searcher.FINISHED
         trial = self.watcher.open[self.ids.popleft()]
         return {"id": trial.id, "name": shown_name(trial)}
@@ -535,6 +539,11 @@ class _FirstInFirstOut(FIFOScheduler):  # type: ignore[misc]
         return None
 
 
+def _stop_tune() -> None:
+    """Ask Tune to stop gently; it listens while it runs trials, not while it gets ready."""
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
 @contextmanager
 def _stop_gently() -> Iterator[threading.Event]:
     """Turn Ctrl-C and SIGTERM into Tune's own graceful stop for the ``with`` block; a second one ends at once."""
@@ -547,7 +556,7 @@ def _stop_gently() -> Iterator[threading.Event]:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune listens to it while it runs
+        _stop_tune()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     ignored = signal.signal(signal.SIGUSR1, lambda number, frame: None)  # in case Tune does not run yet

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from raybench.data import Source
@@ -238,6 +239,81 @@ train: {epochs: 1}
             assert (rows[model, seed].status, rows[model, seed].error_class) == ("failed", "crashed"), rows[model, seed]
 
 
+BREAKS_MODULE = """
+import torch
+from raybench import actor
+from raybench.registry import MODELS
+from raybench.models import mlp
+
+broken = []
+
+class Breaks(torch.nn.Module):
+    def __init__(self, inner, breaks):
+        super().__init__()
+        self.inner, self.breaks = inner, breaks
+    def forward(self, x):
+        if self.training and self.breaks:
+            broken.append(True)
+        if broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return self.inner(x)
+
+@MODELS.register("breaks")
+def breaks(shape, classes):
+    return Breaks(mlp(shape, classes), True)
+
+@MODELS.register("works")
+def works(shape, classes):
+    return Breaks(mlp(shape, classes), False)
+
+def synchronize(device):
+    if broken:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+torch.cuda.synchronize, ask = synchronize, actor.device_failure
+actor.device_failure = lambda device: ask("cuda")
+"""
+
+
+def test_a_broken_gpu_costs_one_trial_and_the_next_has_a_process_of_its_own(cluster, tmp_path, monkeypatch) -> None:
+    from raybench import actor, schedule
+
+    (tmp_path / "breaking_models.py").write_text(BREAKS_MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = """
+name: breaks
+dataset: {name: digits, train_size: 100, test_size: 50}
+model: works
+compare: {variant: {first: {}, breaks: {model: breaks}, then: {}, last: {}}}
+train: {epochs: 1}
+"""
+    with monkeypatch.context() as patch:  # what the module does to this process
+        patch.setattr(torch.cuda, "synchronize", torch.cuda.synchronize)
+        patch.setattr(actor, "device_failure", actor.device_failure)
+        job, trials, imports = job_of(tmp_path, text + "imports: [breaking_models]\n")
+    heard = Heard()
+    schedule.run(job, trials, heard, cluster, max_concurrent=1, imports=imports, paths=[str(tmp_path)])
+    rows = [heard.outcomes[trial.id].row for trial in trials]
+    assert [row.status for row in rows] == ["completed", "failed", "completed", "completed"]
+    assert (rows[1].error, rows[1].error_class) == ("RuntimeError: CUDA error: device-side assert triggered", "error")
+    assert heard.starts == [trial.id for trial in trials] and heard.losses == []
+
+
+def test_only_a_gpu_is_asked_whether_it_is_broken(monkeypatch) -> None:
+    from raybench import actor
+
+    asked, error = [], RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    assert actor.device_failure("cpu") is None and asked == []
+    assert actor.device_failure("cuda") is None and asked == ["cuda"]
+
+    def broken(device: str) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    assert actor.device_failure("cuda") is error
+
+
 GROUP = """
 name: group
 dataset: {name: digits, train_size: 400}
@@ -364,6 +440,42 @@ repeat: {seed: 3}
     assert len(heard.outcomes) < len(trials)
     assert signal.getsignal(signal.SIGINT) is handler
     wait_until_nothing_lives()
+
+
+@pytest.mark.parametrize("where", ["ray.put", "tune.Tuner"])
+def test_ctrl_c_before_tune_listens_starts_no_trial(cluster, tmp_path, monkeypatch, where) -> None:
+    from raybench import schedule
+
+    job, trials, _ = job_of(tmp_path, BUDGET.replace("OTHER", "2"))
+    module, name = where.split(".")
+    made = getattr(getattr(schedule, module), name)
+
+    def interrupted(*given: object, **more: object) -> object:
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGINT))
+        return made(*given, **more)
+
+    sent: list[None] = []
+    monkeypatch.setattr(getattr(schedule, module), name, interrupted)
+    heard = Heard()
+    with pytest.raises(schedule.Interrupted):
+        schedule.run(job, trials, heard, cluster)
+    assert sent and heard.starts == []
+
+
+def test_a_running_tune_is_told_again_to_stop(tmp_path, monkeypatch) -> None:
+    event, told = threading.Event(), []
+    watch = watcher([], Heard(), event)
+    monkeypatch.setattr(watch, "_look_for_room", lambda: None)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: told.append(number))
+    try:
+        watch.on_step_end(1, [])
+        assert told == []
+        event.set()
+        watch.on_step_end(2, [])
+        assert told == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 class Limits:
