@@ -226,14 +226,14 @@ class Jobs:
         return job
 
 
-def check_results(results: str) -> None:
-    """Raise `UserError` unless the head of a cluster finds ``results`` too, and it may be shown to everybody there."""
-    if "://" in results:
-        if urlsplit(results).password:
-            raise UserError("--results: a job is shown in the dashboard: leave the password to the head's environment")
-    elif not results.startswith("/"):
+def check_place(option: str, place: str) -> None:
+    """Raise `UserError` unless the head of a cluster finds ``place`` too, and it may be shown to everybody there."""
+    if "://" in place:
+        if urlsplit(place).password:
+            raise UserError(f"{option}: a job is shown in the dashboard: leave the password to the head's environment")
+    elif not place.startswith("/"):
         raise UserError(
-            f"--results {results}: is a place on the head of the cluster: give its full path there, or a URI such as"
+            f"{option} {place}: is a place on the head of the cluster: give its full path there, or a URI such as"
             " s3://bucket/prefix"
         )
 

@@ -27,7 +27,7 @@ from raybench import jobs
 from raybench.cli import app
 from raybench.errors import UserError
 from raybench.gauges import METRICS, exported
-from raybench.jobs import Jobs, check_results, pack
+from raybench.jobs import Jobs, check_place, pack
 from raybench.localcluster import STORE_BYTES, Node, free_port, head_options
 from raybench.plan import expand
 from raybench.registry import MODELS
@@ -110,25 +110,30 @@ def test_raybench_itself_travels_if_it_is_to(suite_file: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("results", "said"),
+    ("place", "said"),
     [
         (
             "results",
-            "--results results: is a place on the head of the cluster: give its full path there, or a URI such as"
+            "{} results: is a place on the head of the cluster: give its full path there, or a URI such as"
             " s3://bucket/prefix",
         ),
         (
             "s3://key:secret@bucket/x",
-            "--results: a job is shown in the dashboard: leave the password to the head's environment",
+            "{}: a job is shown in the dashboard: leave the password to the head's environment",
         ),
     ],
 )
-def test_results_that_the_head_cannot_find_or_all_could_read(results: str, said: str) -> None:
+@pytest.mark.parametrize("option", ["--results", "--storage"])
+def test_a_place_that_the_head_cannot_find_or_all_could_read(
+    option: str, place: str, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError) as refused:
-        check_results(results)
-    assert str(refused.value) == said
-    check_results("/data/results")
-    check_results("gs://anonymous@bucket/prefix")
+        check_place(option, place)
+    assert str(refused.value) == said.format(option)
+    check_place(option, "/data/results")
+    check_place(option, "gs://anonymous@bucket/prefix")
+    asked = CliRunner().invoke(app, ["submit", str(tmp_path / "no.yaml"), option, place])
+    assert str(asked.exception) == said.format(option), "before anything else is looked at"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -56,10 +56,11 @@ def submit(
     or is sent along with [bold]--ship[/bold]. All options of [bold]raybench run[/bold] are passed on. The same command
     again goes on where a job was stopped.
     """
-    from raybench.jobs import Jobs, check_results
+    from raybench.jobs import Jobs, check_place
 
-    if results is not None:
-        check_results(results)
+    for option, place in (("--results", results), ("--storage", options["storage"])):
+        if place is not None:
+            check_place(option, place)
     if options["budget"]:
         seconds_of(options["budget"])
     choice = load_choice(suite, *(options[name] for name in ("sets", "only", "limit", "smoke")))
