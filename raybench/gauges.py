@@ -161,7 +161,8 @@ class Gauges:
 
     def epoch(self, trial: Trial, row: EpochRow, begun: TrialRow) -> None:
         if begun.train_images and row.seconds > 0:
-            self.rates[trial.id] = begun.model, begun.train_images / row.seconds
+            images = begun.train_images * (1 + trial.settings["train"]["augmented_copies"])
+            self.rates[trial.id] = begun.model, images / row.seconds
             self._rate(begun.model)
         self._set("raybench_val_accuracy", row.val_accuracy, cell="/".join(map(str, trial.cell)) or self.suite)
 
@@ -184,7 +185,7 @@ def _board() -> Board:
 
 def show_memory(suite: str, device: str) -> None:
     """Show what this process of a trial holds of its device's memory, until `hide_memory`."""
-    held = torch.cuda.memory_reserved if device.startswith("cuda") else _resident
+    held = functools.partial(torch.cuda.memory_reserved, device) if device.startswith("cuda") else _resident
     _board().set("raybench_device_memory_bytes", held, suite=suite, device=device.partition(":")[0])
 
 

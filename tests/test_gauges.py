@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("ray")
-from raybench import gauges
+from raybench import actor, gauges
 from raybench.gauges import METRICS, Board, Gauges, exported
 from raybench.records import EpochRow, Outcome
 from raybench.rows import planned_row
@@ -61,7 +63,8 @@ def epoch(trial: Any, val: float, seconds: float) -> EpochRow:
 
 
 def test_the_gauges_of_a_sweep(seen: dict[Any, float], make_trial: Any) -> None:
-    one, other = (replace(make_trial(seed), suite="s", cell=("mlp", "none")) for seed in (0, 1))
+    trials = make_trial(0), make_trial(1, augmentation=["flip"], augmented_copies=1)
+    one, other = (replace(trial, suite="s", cell=("mlp", "none")) for trial in trials)
     begun = replace(planned_row(one), train_images=300)
     gauges = Gauges("s", ["completed", "completed", "pruned"], planned=6, seconds_left=lambda: 12.5)
     gauges.started(one)
@@ -74,7 +77,7 @@ def test_the_gauges_of_a_sweep(seen: dict[Any, float], make_trial: Any) -> None:
         ("raybench_trials", "s", "running"): 2,
         ("raybench_trials", "s", "waiting"): 1,
         ("raybench_seconds_left", "s"): 12.5,
-        ("raybench_images_per_second", "s", begun.model): 300 / 2 + 300 / 3,
+        ("raybench_images_per_second", "s", begun.model): 300 / 2 + 2 * 300 / 3,
         ("raybench_val_accuracy", "s", "mlp/none"): 0.75,
     }
     gauges.lost(one, "its node is gone")
@@ -103,6 +106,31 @@ def test_memory_is_asked_for_whenever_it_is_shown(seen: dict[Any, float], monkey
     gauges.hide_memory("s", "cpu")
     assert after_a_repeat(gauges._board(), seen) == {}
     gauges._board().close()
+
+
+def test_a_trial_that_is_stopped_shows_no_memory_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise SystemExit
+
+    shown: list[str] = []
+    monkeypatch.setattr(actor, "TorchTrainer", lambda loop, **_: SimpleNamespace(fit=loop))
+    monkeypatch.setattr(gauges, "show_memory", lambda suite, device: shown.append(device))
+    monkeypatch.setattr(gauges, "hide_memory", lambda suite, device: shown.remove(device))
+    share = SimpleNamespace(suite="s", device="cpu", job=SimpleNamespace(run=stopped))
+    with pytest.raises(SystemExit):
+        actor._in_this_process(share, None)
+    assert shown == []
+
+
+def test_each_process_of_a_group_shows_the_memory_of_its_own_gpu(
+    seen: dict[Any, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Board()
+    monkeypatch.setattr(gauges, "_board", lambda: board)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", {"cuda:0": 1, "cuda:1": 2}.__getitem__)
+    gauges.show_memory("s", "cuda:1")
+    assert after_a_repeat(board, seen) == {("raybench_device_memory_bytes", "s", "cuda"): 2}
+    board.close()
 
 
 def test_names_as_prometheus_has_them() -> None:
