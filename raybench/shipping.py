@@ -39,11 +39,14 @@ def package() -> Path:
 
 
 def _path(module: ModuleType) -> Path | None:
-    """Return the file of a module, or the folder of a package; None for one that has neither."""
+    """Return the file of a module, or the folder of a package, under the name by which it is imported, which a link may
+    give it; None for one that has neither."""
     folders = list(getattr(module, "__path__", ()))
     file = folders[0] if folders else getattr(module, "__file__", None)
-    path = Path(file).resolve() if isinstance(file, str) else None
-    return path if path is not None and path.exists() else None
+    if not isinstance(file, str):
+        return None
+    path = Path(file).parent.resolve() / Path(file).name
+    return path if path.exists() else None
 
 
 def _installed(path: Path) -> bool:

@@ -8,6 +8,7 @@ the experiment (MLflow), group (W&B) or folder (TensorBoard) of the suite.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -129,7 +130,8 @@ def flat(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 class TensorBoard:
-    """Event files in ``tensorboard/`` beside the suite's results, a folder for each trial."""
+    """Event files in ``tensorboard/`` beside the suite's results: a folder for each trial, and one more each time it is
+    trained again."""
 
     def __init__(self, suite: str, folder: object) -> None:
         if not isinstance(folder, Path):
@@ -140,7 +142,10 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         parts = [re.sub(r"[^\w.,=-]+", "_", part).strip(".") or "_" for part in name.split("/")]
-        writer = SummaryWriter(str(self.folder.joinpath(*parts)))
+        *above, last = parts
+        names = itertools.chain([last], (f"{last}.{number}" for number in itertools.count(2)))
+        folders = (self.folder.joinpath(*above, name) for name in names)
+        writer = SummaryWriter(str(next(folder for folder in folders if not folder.exists())))
         table = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
         writer.add_text("settings", f"| setting | value |\n|---|---|\n{table}")
         return _TensorBoardRun(writer, {key: _plain(value) for key, value in labels.items()})

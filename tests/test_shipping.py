@@ -55,6 +55,22 @@ def test_a_module_that_lies_elsewhere_is_sent_if_it_is_named(tmp_path: Path, mon
         del sys.modules["own_far"], sys.modules["own_near"]
 
 
+def test_a_module_that_is_a_link_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "lib" / "own_nets_v2").mkdir(parents=True)
+    (tmp_path / "lib" / "own_nets_v2" / "__init__.py").touch()
+    (tmp_path / "lib" / "own_code_v2.py").touch()
+    (tmp_path / "own_code.py").symlink_to(tmp_path / "lib" / "own_code_v2.py")
+    (tmp_path / "own_nets").symlink_to(tmp_path / "lib" / "own_nets_v2")
+    (tmp_path / "suite.yaml").write_text("name: l\nimports: [own_code, own_nets]\ndataset: digits\nmodel: mlp\n")
+    path = list(sys.path)
+    try:
+        found = shipping.modules(load(tmp_path / "suite.yaml"))
+        assert found == [tmp_path.resolve() / name for name in ("own_code.py", "own_nets")]
+    finally:
+        sys.path[:] = path
+        del sys.modules["own_code"], sys.modules["own_nets"]
+
+
 def test_a_suite_without_imports_sends_nothing() -> None:
     assert shipping.modules(load(Path(__file__).parent.parent / "suites" / "quickstart.yaml")) == []
 

@@ -94,6 +94,14 @@ def test_tensorboard_has_a_folder_for_every_trial(trials: list[Trial], tmp_path:
     bad = scalars(place / "s1")
     assert not [name for name in bad if name.startswith("end/")], "a failed trial has no result"
     assert scalars(place / "s2")["val_accuracy"] == [(1, 0.5)]
+    for _ in range(2):
+        tracking = open_trackers(["tensorboard"], "s", tmp_path, pytest.fail)
+        tracking.started(trials[2])
+        tracking.epoch(trials[2], epoch(trials[2], 1, 0.75), planned_row(trials[2]))
+        tracking.close()
+    assert sorted(path.name for path in place.iterdir()) == ["s0", "s1", "s2", "s2.2", "s2.3"]
+    assert scalars(place / "s2")["val_accuracy"] == [(1, 0.5)], "a run that goes on has no second beginning"
+    assert scalars(place / "s2.2")["val_accuracy"] == scalars(place / "s2.3")["val_accuracy"] == [(1, 0.75)]
 
 
 @pytest.fixture
