@@ -124,7 +124,7 @@ class Watch:
         for running in list(self.running.values())[: max(3, self.console.height - 8)]:
             last = running.last
             table.add_row(
-                running.trial.name,
+                Text(running.trial.name),
                 f"{last.epoch}/{running.trial.typed().train.planned_epochs}" if last else "starting",
                 f"{last.train_accuracy:.4f}" if last else "",
                 f"{last.val_accuracy:.4f}" if last else "",

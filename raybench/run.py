@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from rich.console import Console
+from rich.text import Text
 
 from raybench import shipping
 from raybench.axes import Label
@@ -68,7 +69,7 @@ End = Literal["finished", "interrupted", "spent"]
 
 def run_missing(choice: Choice, store: Store, options: Options, console: Console) -> End:
     """Run the trials that ``store``, which is open, has no finished row of; return why no more are run: none is left,
-    the user interrupted, or the budget is spent.
+    the user interrupted, or the budget is spent. ``console`` prints text as it is, without markup.
 
     Raises:
         UserError: for anything that the user must mend first; nothing has run then.
@@ -79,7 +80,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         console.print(line, style="yellow", soft_wrap=True)
     sweep = _Sweep(choice, store)
     planned, finished = choice.planned(), len(sweep.trials) - len(sweep.todo)
-    console.print(f"[bold]{suite.name}[/bold]  {suite.about}", soft_wrap=True)
+    console.print(Text.assemble((suite.name, "bold"), f"  {suite.about}"), soft_wrap=True)
     count = "1 trial" if planned == 1 else f"{planned} trials"
     console.print(f"{count} ({sizes(suite)}): {finished} finished, {planned - finished} to run")
     if lacking := len(sweep.without_weights()):
@@ -108,7 +109,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
             started = stack.enter_context(beside(connected)) if local else None
             from raybench.job import prepare
 
-            job = prepare(suite, sweep.todo, options.data_dir, status.update)
+            job = prepare(suite, sweep.todo, options.data_dir, lambda line: status.update(Text(line)))
             for note in job.notes:
                 console.print(f"WARNING: {note}", style="yellow", markup=False, soft_wrap=True)
             _refuse_other_data(job, store)
@@ -116,7 +117,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
             status.update("loading Ray")
             from raybench import schedule
             from raybench.gauges import Gauges
-        with console.status("starting Ray" if local else f"joining Ray at {options.address}"):
+        with console.status(Text("starting Ray" if local else f"joining Ray at {options.address}")):
             cluster = started() if started else stack.enter_context(connected())
         slots = cluster.slots(sweep.todo[0].typed().resources)
         nodes = len(cluster.nodes)

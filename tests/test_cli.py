@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -274,6 +276,52 @@ def test_a_run_that_stops_says_what_is_left_and_how_to_go_on(
     Path("results/small/weights").mkdir()
     Path("results/small/weights/t0.safetensors").write_bytes(b"")
     assert "stored in results/small: trials, epochs, predictions, weights\n" in raybench("run", "small.yaml").err
+
+
+def test_what_cannot_be_read_or_written_is_named(raybench: Raybench, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("small.yaml").write_text(SUITE)
+    whole = "rows stored so far are whole; run again"
+    for place, said in (
+        ("data/train/a/1.png", "data/train/a/1.png: Permission denied"),
+        (str(Path("results/small/trials/t.parquet").absolute()), f"results/small: Permission denied: {whole}"),
+        (None, f"results/small: Permission denied: {whole}"),
+    ):
+        error = PermissionError(errno.EACCES, "Permission denied", place)
+        monkeypatch.setattr(run, "run_missing", Mock(side_effect=error))
+        assert raybench("run", "small.yaml") == (2, "", f"raybench: {said}\n")
+
+
+WORDS = """\
+name: words
+about: "see [report], a [/b] c, [bold]d :warning:"
+dataset: digits
+model: mlp
+compare: {kind: {"[/x]": {}, "[blue]y :key:": {lr: 0.1}}}
+"""
+
+
+def test_words_of_a_suite_are_no_markup(raybench: Raybench) -> None:
+    Path("words.yaml").write_text(WORDS)
+    first = "words  see [report], a [/b] c, [bold]d :warning:"
+    status, out, err = raybench("plan", "words.yaml")
+    assert (status, err) == (0, "") and out.splitlines()[0] == first
+    table = [line.split("  ")[0].strip() for line in out.splitlines()[1:4]]
+    assert table == ["kind", "[/x]", "[blue]y :key:"]
+    out = raybench("plan", "words.yaml", "--changes").out
+    assert [line.split("  ")[0].strip() for line in out.splitlines()[1:4]] == ["kind", "[/x]", "[blue]y :key:"]
+    status, _, err = raybench("run", "words.yaml", "--results", "[old]", "--address", "ray://nowhere")
+    assert status == 2 and err.splitlines()[0] == first
+    Path("[old]/words/trials/t.parquet").write_bytes(b"no Parquet")
+    status, _, err = raybench("run", "words.yaml", "--results", "[old]", "--address", "ray://nowhere")
+    assert err.startswith("[old]/words/trials/t.parquet: ")
+
+
+def test_the_place_of_results_is_no_markup(raybench: Raybench, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("small.yaml").write_text(SUITE)
+    monkeypatch.setattr(run, "run_missing", lambda choice, store, options, console: "finished")
+    assert raybench("run", "small.yaml", "--results", "[old]").err == (
+        "stored in [old]/small: trials, epochs, predictions\n"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

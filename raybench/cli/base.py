@@ -184,9 +184,14 @@ def seconds_of(text: str) -> float:
 
 def progress() -> Console:
     """Return the console for everything that is not the result."""
+    return literal(stderr=True)
+
+
+def literal(**options: Any) -> Console:
+    """Return a console that prints text as it is: brackets and colons in a user's words are no markup."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def warn(*lines: str) -> None:

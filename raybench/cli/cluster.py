@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from raybench.cli.base import EXIT_FAILED, app, progress, warn
+from raybench.cli.base import EXIT_FAILED, app, literal, progress, warn
 
 if TYPE_CHECKING:
     from raybench.localcluster import LocalCluster, State
@@ -67,7 +67,6 @@ def up(nodes: int, cpus: int | None, gpus: int, token: bool, port: int, dashboar
 @cluster.command()
 def status() -> int:
     """Say whether a cluster is up, and what is left of it. Exit status 1 if none is."""
-    from rich.console import Console
     from rich.table import Table as Grid
 
     state = _kept().state()
@@ -81,7 +80,7 @@ def status() -> int:
     for number, node in enumerate(state.nodes):
         role = ("worker" if number else "head") if node.alive else "gone"
         grid.add_row(str(number), role, str(node.cpus), str(node.gpus), str(node.pid))
-    Console(highlight=False).print(grid)
+    literal().print(grid)
     return 0
 
 

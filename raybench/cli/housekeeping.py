@@ -7,7 +7,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from raybench.cli.base import app, data_option, results_option, stored, stored_argument
+from raybench.cli.base import app, data_option, literal, results_option, stored, stored_argument
 
 
 @app.command()
@@ -30,7 +30,6 @@ def compact(suite: str, results: str | Path) -> None:
 @click.option("--filter", "pattern", metavar="GLOB", help="For models: also timm's whose name matches, e.g. `resnet*`.")
 def list_(kind: str, pattern: str | None) -> None:
     """List what a suite can name."""
-    from rich.console import Console
     from rich.table import Table as Grid
 
     from raybench import registry
@@ -65,14 +64,13 @@ def list_(kind: str, pattern: str | None) -> None:
                 "torchvision:<name>", "A policy of torchvision, such as TrivialAugmentWide; one by one on the CPU."
             )
             grid.add_row("timm:<policy>", "Any policy of timm's training script, such as timm:rand-m9-mstd0.5.")
-    Console(highlight=False).print(grid)
+    literal().print(grid)
 
 
 @app.command()
 @data_option
 def doctor(data_dir: Path) -> None:
     """Say what is installed and found: versions, devices, Ray, data."""
-    from rich.console import Console
     from rich.table import Table as Grid
 
     from raybench.doctor import findings
@@ -80,7 +78,7 @@ def doctor(data_dir: Path) -> None:
     grid = Grid(box=None, show_header=False, pad_edge=False)
     for what, found in findings(data_dir):
         grid.add_row(what, found)
-    Console(highlight=False).print(grid)
+    literal().print(grid)
 
 
 @app.command()

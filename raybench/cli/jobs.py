@@ -9,7 +9,7 @@ from typing import Any
 import rich_click as click
 from click.core import ParameterSource
 
-from raybench.cli.base import EXIT_INTERRUPTED, app, load_choice, progress, seconds_of
+from raybench.cli.base import EXIT_INTERRUPTED, app, literal, load_choice, progress, seconds_of
 from raybench.cli.running import run
 
 dashboard_option = click.option(
@@ -108,9 +108,7 @@ def status(job: str | None, address: str, follow: bool) -> int:
 
     Those of [bold]raybench run --address[/bold] are listed too, under the number that Ray gave them.
     """
-    from rich.console import Console
     from rich.table import Table as Grid
-    from rich.text import Text
 
     from raybench.errors import UserError
     from raybench.jobs import Jobs
@@ -130,8 +128,8 @@ def status(job: str | None, address: str, follow: bool) -> int:
         grid.add_column(column, justify="right" if column == "for" else "left", overflow="fold")
     for one in listed:
         took = "" if one.began is None else duration((one.ended or time.time()) - one.began)
-        grid.add_row(*map(Text, (one.id, one.suite, one.state, took, one.submitted_by, one.results)))
-    Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(grid)
+        grid.add_row(one.id, one.suite, one.state, took, one.submitted_by, one.results)
+    literal(width=None if sys.stdout.isatty() else WIDE).print(grid)
     return 0
 
 

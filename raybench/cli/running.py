@@ -20,6 +20,7 @@ from raybench.cli.base import (
     app,
     concurrency_option,
     data_option,
+    literal,
     load_choice,
     progress,
     results_option,
@@ -135,7 +136,10 @@ def run(
         rows, _ = store.read()
         trials = choice.trials(store.ended(failed=True))
     except OSError as error:
-        raise UserError(f"{store.folder}: {error.strerror or error}: rows stored so far are whole; run again") from None
+        place, reason = error.filename, error.strerror or error
+        if isinstance(place, str | Path) and not Path(place).absolute().is_relative_to(Path(store.folder).absolute()):
+            raise UserError(f"{place}: {reason}") from None
+        raise UserError(f"{store.folder}: {reason}: rows stored so far are whole; run again") from None
     except StoreError as error:
         raise UserError(f"{error}: rows stored so far are whole; run again") from None
     finally:
@@ -209,12 +213,11 @@ def plan(
         ]
         print(json.dumps(listed, indent=1))
         return
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table as Grid
+    from rich.text import Text
 
-    out = Console(highlight=False)
-    out.print(f"[bold]{loaded.name}[/bold]  {loaded.about}", soft_wrap=True)
+    out = literal()
+    out.print(Text.assemble((loaded.name, "bold"), f"  {loaded.about}"), soft_wrap=True)
     grid = Grid(box=None, header_style="bold", pad_edge=False)
     axes = [*loaded.names("compare"), *loaded.names("search")]
     for axis in axes:
@@ -225,7 +228,7 @@ def plan(
         for trial, changed in changes_of(trials):
             named = [*map(str, (*trial.cell, *trial.point))]
             for texts in changed or [("", "", "")]:
-                grid.add_row(*named, *map(escape, texts))
+                grid.add_row(*named, *texts)
                 named = [""] * len(axes)
         out.print(grid)
         return
@@ -280,6 +283,7 @@ def _show_cost(
 ) -> None:
     """Print what the trials that are to run would take."""
     from rich.table import Table as Grid
+    from rich.text import Text
 
     from raybench.live import duration
     from raybench.measure import Meter, Row, estimate, rounds
@@ -290,7 +294,7 @@ def _show_cost(
     with console.status("asking Ray for its CPUs and GPUs"), connect(address) as cluster:
         pass
     with console.status("measuring") as status:
-        meter = Meter(choice.suite.source, data_dir, status.update)
+        meter = Meter(choice.suite.source, data_dir, lambda line: status.update(Text(line)))
         todo = rounds(choice, store.ended())
         rows, wall = estimate(
             todo, meter.cost, lambda needs: slots_of(cluster, needs, max_concurrent), gpus=cluster.gpus > 0

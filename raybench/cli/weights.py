@@ -150,6 +150,8 @@ def ood(
         raise UserError(f"{'--plot' if plot else '--samples'}: draws images of one dataset: give --dataset once")
     trials = choice.trials(store.ended(failed=True))
     need_torch()
+    from rich.text import Text
+
     from raybench.revisit import Images, detect
     from raybench.store import read_snapshot
     from raybench.suite import import_modules
@@ -160,7 +162,7 @@ def ood(
     try:
         with console.status("loading the images") as status:
             for of_these in asked:
-                detect(of_these, trials, store, images, status.update)
+                detect(of_these, trials, store, images, lambda line: status.update(Text(line)))
         rows, damaged = store.read("ood")
     finally:
         store.close()
