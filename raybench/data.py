@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from raybench.datasets import (
     seeded,
 )
 from raybench.errors import DataError, UserError
+from raybench.machine import memory
 from raybench.registry import DATASETS
 from raybench.settings import DatasetSettings, HeldOut
 
@@ -94,7 +95,7 @@ def load(settings: DatasetSettings, data_dir: Path, cache_dir: Path | None = Non
     source = _cached(entry, settings, read)
     stream = settings.stream
     if stream is None:
-        stream = sum(images.pixels.nbytes for images in source.splits.values()) > STREAMED_SHARE * _memory()
+        stream = sum(images.pixels.nbytes for images in source.splits.values()) > STREAMED_SHARE * memory()
     stored = Stored(entry, source.fingerprint, settings, data_dir.absolute())
     return replace(source, stored=stored) if stream else source
 
@@ -127,14 +128,6 @@ def _opened(stored: Stored) -> Source:
             f" than where the run was started ({stored.fingerprint}): give every node the same files"
         )
     return replace(source, stored=stored)
-
-
-def _memory() -> int:
-    """Return the bytes of memory that this machine has, or the container it seems to be."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # no such file, or "max"
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total
 
 
 def cache_folder() -> Path:

@@ -28,6 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from raybench.errors import UserError
+from raybench.machine import memory
 
 HOST = "127.0.0.1"
 RAN = "Ray runtime started."
@@ -408,5 +409,4 @@ def _refuse_taken(option: str, port: int) -> None:
 
 def _store_bytes(nodes: int) -> int:
     """Return the size of a node's object store: together they get what Ray gives to one, 30 % of the memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(int(0.3 * memory / nodes), STORE_BYTES)
+    return max(int(0.3 * memory() / nodes), STORE_BYTES)

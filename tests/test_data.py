@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from raybench import augment, data
+from raybench import augment, data, machine
 from raybench import datasets as ours
 from raybench.data import Part, Source, cache_folder, digest, divide, in_shape, load, sized, trial_data
 from raybench.datasets import Dataset, Images
@@ -268,9 +268,9 @@ def test_streamed_by_the_suites_word_or_by_size(tmp_path, monkeypatch):
         return trial_data(source, settings).train().streamed
 
     assert [is_streamed(stream) for stream in (None, True, False)] == [False, True, False]
-    monkeypatch.setattr(data, "_memory", lambda: 384_000)
+    monkeypatch.setattr(data, "memory", lambda: 384_000)
     assert not is_streamed(None)
-    monkeypatch.setattr(data, "_memory", lambda: 383_000)
+    monkeypatch.setattr(data, "memory", lambda: 383_000)
     assert [is_streamed(stream) for stream in (None, True, False)] == [True, True, False]
 
 
@@ -315,11 +315,11 @@ def test_a_streamed_source_travels_by_name_and_is_made_where_it_is_missing(tmp_p
 
 
 def test_the_memory_is_that_of_the_container(monkeypatch):
-    whole = data._memory()
+    whole = machine.memory()
     monkeypatch.setattr(Path, "read_text", lambda self: "1048576\n")
-    assert data._memory() == 1 << 20
+    assert machine.memory() == 1 << 20
     monkeypatch.setattr(Path, "read_text", lambda self: "max\n")
-    assert data._memory() >= whole > 1 << 28
+    assert machine.memory() >= whole > 1 << 28
 
 
 def test_moving_the_folder_keeps_the_fingerprint(tmp_path):

@@ -284,7 +284,7 @@ def test_a_broken_gpu_costs_one_trial_and_the_next_has_a_process_of_its_own(clus
 name: breaks
 dataset: {name: digits, train_size: 100, test_size: 50}
 model: works
-compare: {variant: {first: {}, breaks: {model: breaks}, then: {}, last: {}}}
+compare: {variant: {first: {}, breaks: {model: breaks}, then: {train.lr: 0.01}, last: {train.lr: 0.02}}}
 train: {epochs: 1}
 """
     with monkeypatch.context() as patch:  # what the module does to this process
