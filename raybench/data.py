@@ -348,6 +348,8 @@ class Part:
     index: Rows
     streamed: bool = False
     """Whether ``images`` are a file, read where they are needed, and not to be held in memory as a whole."""
+    origin: tuple[str, str] | None = None
+    """Fingerprint of the dataset and name of the split that ``images`` are: None where they were changed since."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -387,7 +389,7 @@ class TrialData:
         return self._part("test", self.division.test)
 
     def _part(self, split: str, index: Rows) -> Part:
-        return Part(self.pools[split], index, self.streamed)
+        return Part(self.pools[split], index, self.streamed, (self.fingerprint, split))
 
 
 def trial_data(source: Source, settings: DatasetSettings) -> TrialData:

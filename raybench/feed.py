@@ -24,12 +24,12 @@ class Feed:
     on the CPU, each batch is copied out of the shared array, so that nothing a trial does can reach it.
     """
 
-    def __init__(self, part: Part, fingerprint: str, device: torch.device, limit: int | None = None) -> None:
+    def __init__(self, part: Part, device: torch.device, limit: int | None = None) -> None:
         """``limit`` cuts the split after so many images."""
         self.part = dataclasses.replace(part, index=part.index[:limit])
         self.device = device
         self.labels = torch.from_numpy(self.part.images.labels[self.part.index]).to(device)
-        self.pixels = None if device.type == "cpu" else _resident(self.part, fingerprint, device)
+        self.pixels = None if device.type == "cpu" else _resident(self.part, device)
         self.at = torch.device("cpu") if self.pixels is None else device
         """Where positions are to lie."""
         # Reading ahead hides a disk and the way to a GPU; from memory to the CPU there is nothing to be hidden.
@@ -80,21 +80,26 @@ class Feed:
                 yield at, pixels.result()
 
 
-_on_device: dict[str, Tensor] = {}
-"""The images of the last dataset on the GPU, for the next trial of this process."""
+_on_device: dict[tuple[str, str, torch.device, bytes], Tensor] = {}
+"""The images of the last dataset on the GPU, for the next trial of this process: by all that says which they are."""
 
 
-def _resident(part: Part, fingerprint: str, device: torch.device) -> Tensor | None:
+def _resident(part: Part, device: torch.device) -> Tensor | None:
     """Return the pixels of ``part`` on ``device``, from the copy that an earlier trial made if there is one.
 
     None where they are streamed, or would take more than a quarter of the memory that is free there.
     """
-    if any(not key.startswith(fingerprint) for key in _on_device):
-        _on_device.clear()
-    key = f"{fingerprint}/{device}/{hashlib.sha256(part.index.tobytes()).hexdigest()}"
-    if key not in _on_device:
-        size = len(part) * part.images.pixels[0].nbytes
-        if part.streamed or size > torch.cuda.mem_get_info(device)[0] / 4:
-            return None
-        _on_device[key] = torch.from_numpy(part.images.pixels[part.index]).to(device)
-    return _on_device[key]
+    key = None
+    if part.origin is not None:
+        key = (*part.origin, device, hashlib.sha256(part.index.tobytes()).digest())
+        if any(fingerprint != part.origin[0] for fingerprint, *_ in _on_device):
+            _on_device.clear()
+        if key in _on_device:
+            return _on_device[key]
+    size = len(part) * part.images.pixels[0].nbytes
+    if part.streamed or size > torch.cuda.mem_get_info(device)[0] / 4:
+        return None
+    pixels = torch.from_numpy(part.images.pixels[part.index]).to(device)
+    if key is not None:
+        _on_device[key] = pixels
+    return pixels

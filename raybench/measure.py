@@ -188,7 +188,7 @@ def noise(settings: DatasetSettings) -> Source:
         split: Images(np.broadcast_to(image, (count, side, side, channels)), np.arange(count) % classes)
         for split, count in counts.items()
     }
-    return Source(splits, tuple(str(label) for label in range(classes)), "noise")
+    return Source(splits, tuple(str(label) for label in range(classes)), f"noise for {settings.name} of {side}x{side}")
 
 
 def speed(settings: TrialSettings, data: TrialData, device: torch.device) -> Speed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,7 +174,7 @@ def scores(network: Trained, ood: OutOfDistribution, images: Images) -> list[Act
     parts = {name: _drawn(part, count, ood.dataset.seed, name) for name, part in parts.items()}
     layers = network.layers(ood.layers)
     inside = network.scores(parts["in"], layers)
-    out = network.scores(in_shape(parts["out"], network.data.shape), layers, f"outside {source.fingerprint}")
+    out = network.scores(in_shape(parts["out"], network.data.shape), layers)
     if isinstance(ood.layers, list):
         for name in ood.layers:
             if ("mean_activation", name) not in inside:
@@ -197,4 +197,4 @@ def scores(network: Trained, ood: OutOfDistribution, images: Images) -> list[Act
 
 def _drawn(part: Part, count: int, seed: int, name: str) -> Part:
     rows = balanced(part.images.labels[part.index], seeded(seed, f"ood/{name}"))[:count]
-    return Part(part.images, part.index[rows], part.streamed)
+    return replace(part, index=part.index[rows])

@@ -93,7 +93,7 @@ class Training:
         self.device, self.world, self.keep_weights = device, world, keep_weights
         limit = 2 * self.train.batch_size if self.train.smoke else None
         parts = {"train": data.train(), "val": data.validation(), "test": data.test()}
-        self.feeds = {name: Feed(part, data.fingerprint, device, limit) for name, part in parts.items()}
+        self.feeds = {name: Feed(part, device, limit) for name, part in parts.items()}
         self.validates_on_test = settings.dataset.validation == "test"
         self.classes = len(data.classes)
         self.augmentation = augment.build(settings.augmentation)

@@ -44,12 +44,9 @@ class Trained:
     data: TrialData
     device: torch.device
 
-    def inputs(self, part: Part, fingerprint: str | None = None) -> Iterator[Tensor]:
-        """Yield the images of ``part`` as the network takes them, float [n, C, H, W], a batch at a time.
-
-        ``fingerprint`` is that of their dataset, where it is not the trial's own.
-        """
-        feed = Feed(part, fingerprint or self.data.fingerprint, self.device)
+    def inputs(self, part: Part) -> Iterator[Tensor]:
+        """Yield the images of ``part`` as the network takes them, float [n, C, H, W], a batch at a time."""
+        feed = Feed(part, self.device)
         for images, _ in feed.batches(torch.split(torch.arange(len(feed), device=feed.at), EVALUATION_BATCH)):
             yield self.augmentation.evaluate(images)
 
@@ -64,7 +61,7 @@ class Trained:
         return torch.cat([self._forward(images) for images in self.inputs(part)])
 
     @torch.inference_mode()
-    def scores(self, part: Part, layers: Mapping[str, nn.Module], fingerprint: str | None = None) -> Scores:
+    def scores(self, part: Part, layers: Mapping[str, nn.Module]) -> Scores:
         """Return the scores of `raybench.records.DetectionRow` of the images of ``part``: the mean over all outputs of
         each of ``layers``, and those of the logits.
 
@@ -83,7 +80,7 @@ class Trained:
         with contextlib.ExitStack() as stack:
             for name, module in layers.items():
                 stack.callback(module.register_forward_hook(watch(name)).remove)
-            for images in self.inputs(part, fingerprint):
+            for images in self.inputs(part):
                 means.clear()
                 logits = self._forward(images)
                 batch: dict[tuple[Score, str | None], Tensor] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
 import pickle
@@ -513,6 +514,8 @@ def test_colours_and_sizes_of_images_from_outside():
     pixels[0] = (255, 0, 0)
     pixels[1, 0, 0] = (10, 200, 90)
     part = Part(Images(pixels, np.zeros(2, np.int64)), np.array([1, 0]))
+    outside = dataclasses.replace(part, origin=("fingerprint", "test"))
+    assert in_shape(outside, (1, 4, 4)).origin is None, "those are other images"
     grey = in_shape(part, (1, 4, 4))[:]
     assert grey.shape == (2, 4, 4, 1)
     assert [grey[0, 0, 0, 0], grey[1, 0, 0, 0]] == [131, 76], "as Pillow's L"

@@ -114,6 +114,9 @@ def test_images_that_are_not_here_are_noise(load_suite: LoadSuite, tmp_path: Pat
     assert meter.cost(trials[0]).memory > 0 and meter.random == {"cifar10"}
     shape = measure.noise(DatasetSettings(name="cifar10", image_size=4)).splits["train"].pixels
     assert shape.shape == (50_000, 4, 4, 3) and shape.base is not None, "no memory for them"
+    of = [("cifar10", None), ("cifar10", 4), ("cifar100", None), ("mnist", None), ("svhn", None)]
+    prints = [measure.noise(DatasetSettings(name=name, image_size=size)).fingerprint for name, size in of]
+    assert len({*prints}) == len(of), "noise in place of one is not taken for that of another"
     assert list(tmp_path.iterdir()) == [tmp_path / "suite.yaml"]
     _, own = load_suite(SEARCH.replace("digits", "imagefolder"))
     with pytest.raises(DataError) as missing:
