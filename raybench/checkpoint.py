@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -27,7 +28,12 @@ class Checkpoints:
     """A folder, or a place in object storage (``s3://bucket/path``), that all nodes reach."""
 
     uri: str
+    """A folder becomes absolute: a process on another node, or in a folder of its own, is to find the same one."""
     seconds: float = SECONDS
+
+    def __post_init__(self) -> None:
+        if "://" not in self.uri:
+            object.__setattr__(self, "uri", str(Path(self.uri).absolute()))
 
     def check(self) -> None:
         """Raise `UserError` if nothing can be written there."""
@@ -48,10 +54,16 @@ class Checkpoints:
         files, path = self._file(trial_id, rank)
         local = isinstance(files, fs.LocalFileSystem)  # in object storage, a file appears whole by itself
         beside = f"{path}.{os.getpid()}.tmp" if local else path
-        with files.open_output_stream(beside) as file:
-            file.write(content.getbuffer())
-        if local:
-            files.move(beside, path)
+        try:
+            with files.open_output_stream(beside) as file:
+                file.write(content.getbuffer())
+            if local:
+                files.move(beside, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # half a file takes room on a share that is full
+                if local:
+                    files.delete_file(beside)
+            raise
 
     def load(self, trial_id: str, rank: int, device: torch.device) -> State | None:
         """Return what is kept of one process of a trial; nothing if there is none, or it is damaged."""
@@ -76,8 +88,7 @@ class Checkpoints:
                 files.delete_file(path)
 
     def _place(self) -> tuple[fs.FileSystem, str]:
-        uri = self.uri if "://" in self.uri else Path(self.uri).absolute().as_uri()
-        return fs.FileSystem.from_uri(uri)
+        return fs.FileSystem.from_uri(self.uri if "://" in self.uri else Path(self.uri).as_uri())
 
     def _file(self, trial_id: str, rank: int) -> tuple[fs.FileSystem, str]:
         files, folder = self._place()
@@ -85,21 +96,38 @@ class Checkpoints:
 
 
 class Keeper:
-    """Keeps the state of one process of one trial while it trains."""
+    """Keeps the state of one process of one trial while it trains.
+
+    A storage that fails is no reason for a trial to fail: it warns once, and the trial trains on.
+    """
 
     def __init__(self, checkpoints: Checkpoints, trial_id: str, rank: int, fingerprint: str) -> None:
         """``fingerprint`` is that of the images: a state that was trained on others is not taken up."""
         self.checkpoints, self.file, self.fingerprint = checkpoints, (trial_id, rank), fingerprint
         self.kept_at = time.monotonic()
+        self.has_warned = False
 
     def is_due(self) -> bool:
         """Return whether it is time for the next checkpoint."""
         return time.monotonic() - self.kept_at >= self.checkpoints.seconds
 
     def save(self, state: State) -> None:
-        self.checkpoints.save(*self.file, {**state, "fingerprint": self.fingerprint})
+        try:
+            self.checkpoints.save(*self.file, {**state, "fingerprint": self.fingerprint})
+        except Exception as error:  # whatever a storage raises
+            self._warn("is not kept", error)
         self.kept_at = time.monotonic()
 
     def load(self, device: torch.device) -> State | None:
-        state = self.checkpoints.load(*self.file, device)
+        try:
+            state = self.checkpoints.load(*self.file, device)
+        except OSError as error:
+            self._warn("cannot be read, and the trial starts again", error)
+            return None
         return state if state and state["fingerprint"] == self.fingerprint else None
+
+    def _warn(self, what: str, error: Exception) -> None:
+        if not self.has_warned:
+            self.has_warned = True
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.warn(f"the checkpoint of {self.file[0]} in {self.checkpoints.uri} {what}: {reason}", stacklevel=3)

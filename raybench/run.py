@@ -187,8 +187,8 @@ class Budget:
         self.longest[trial.cell] = max(seconds, self.longest.get(trial.cell, 0))
 
 
-NOT_ITS_FAULT = ("crashed", "node_lost", "out_of_memory")
-"""Failures after which a trial may go on from its checkpoint."""
+NOT_ITS_FAULT = ("crashed", "node_lost", "out_of_memory", "data")
+"""Failures after which a trial may go on from its checkpoint: "data" is a disk that a node lacks, or that is full."""
 
 
 class _Sweep:
@@ -324,7 +324,11 @@ class _Recorder:
         for follower in self.followers:
             follower.ended(trial, outcome)
         if self.checkpoints and outcome.row.error_class not in NOT_ITS_FAULT:
-            self.checkpoints.drop(trial.id, trial.settings["resources"]["workers"])
+            try:
+                self.checkpoints.drop(trial.id, trial.settings["resources"]["workers"])
+            except (OSError, ValueError) as error:  # the row is stored, and nobody asks for the checkpoint again
+                reason = " ".join(str(error).split())
+                self.watch.say(f"{trial.name}: its checkpoint stays in {self.checkpoints.uri}: {reason}")
         if outcome.row.status == "failed":
             self.sweep.failed[trial.id] = Ended("failed", None, outcome.row.epochs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,6 @@ def test_a_damaged_one_or_one_of_other_images_is_not_taken_up(
 
 
 def test_nothing_in_a_checkpoint_is_run(make_trial: MakeTrial, source: Source, tmp_path: Path) -> None:
-    import pickle
-
     class Evil:
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "evil",)
@@ -177,6 +176,58 @@ def test_dropped(make_trial: MakeTrial, source: Source, tmp_path: Path) -> None:
     checkpoints.drop("unknown", 2)
     checkpoints.drop(make_trial().id, 2)
     assert not file.exists()
+
+
+def test_a_storage_that_fails_stops_no_trial(
+    make_trial: MakeTrial, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, checkpoints = make_trial(epochs=4), Checkpoints(str(tmp_path), seconds=0)
+    whole, save = run(trial, source), Checkpoints.save
+    saves: list[int] = []
+
+    def failing(self: Checkpoints, trial_id: str, rank: int, state: Any) -> None:
+        saves.append(len(state["epochs"]))
+        if len(saves) > 1:
+            raise OSError("When uploading part for key\n  'x': timed out")
+        save(self, trial_id, rank, state)
+
+    monkeypatch.setattr(Checkpoints, "save", failing)
+    with pytest.warns(UserWarning) as warned:
+        assert_same(run(trial, source, checkpoints), whole)
+    assert saves == [1, 2, 3, 4], "it is tried again"
+    assert [str(warning.message) for warning in warned] == [
+        f"the checkpoint of {trial.id} in {tmp_path} is not kept: OSError: When uploading part for key 'x': timed out"
+    ]
+    assert len([*tmp_path.iterdir()]) == 1, "what was kept before is there"
+
+    def unreachable(*_: Any) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(Checkpoints, "load", unreachable)
+    with pytest.warns(UserWarning, match=r"cannot be read, and the trial starts again: OSError: no route$"):
+        assert_same(run(trial, source, checkpoints), whole)
+
+
+def test_half_a_file_is_not_left_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(str(tmp_path))
+    (tmp_path / "x-0.pt").mkdir()  # nothing can be moved there
+    with pytest.raises(OSError, match=r"x-0\.pt"):
+        checkpoints.save("x", 0, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["x-0.pt"]
+
+
+def test_a_folder_is_the_same_one_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("driver", "worker"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "driver")
+    sent = pickle.dumps(Checkpoints("kept"))
+    monkeypatch.chdir(tmp_path / "worker")
+    checkpoints: Checkpoints = pickle.loads(sent)
+    assert checkpoints == Checkpoints(str(tmp_path / "driver" / "kept"))
+    checkpoints.check()
+    assert (tmp_path / "driver" / "kept").is_dir() and not [*(tmp_path / "worker").iterdir()]
+    assert Checkpoints("s3://bucket/kept").uri == "s3://bucket/kept"
 
 
 def test_a_storage_that_cannot_be_written(tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from rich.console import Console
 
 from raybench import cli
 from raybench import run as story
-from raybench.errors import UserError
+from raybench.checkpoint import Checkpoints
+from raybench.errors import DataError, UserError
 from raybench.grid import Trial
 from raybench.job import Job
+from raybench.live import Watch
 from raybench.plan import Choice
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow, measured_columns
 from raybench.rows import planned_row
@@ -261,6 +263,38 @@ def test_a_failed_trial_of_a_search_is_left_out_and_tried_again(
     theirs = whole.read()[0].set_index("trial_id")
     assert end == "finished" and trials["status"][best] in FINISHED and trials["stage"][best] == "confirm"
     assert table.rows == table_of_whole.rows and set(theirs.index) < set(trials.index)
+
+
+def test_a_checkpoint_outlives_what_is_not_the_trials_fault(
+    tmp_path: Path, ray_free: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that cannot be removed is a line, and not the end of the run."""
+    text = "{name: kept, dataset: {name: digits}, model: mlp, repeat: {seed: 4}, train: {epochs: 1}}"
+    errors = [DataError("its disk is full"), MemoryError("no room"), ValueError("its own")]
+    dropped: list[tuple[int, int]] = []
+    trials: list[Trial] = []
+
+    def outcome(job: Job, trial: Trial, **_: Any) -> Outcome:
+        trials.append(trial)
+        row = planned_row(trial)
+        if trial.seed < len(errors):
+            return Outcome(row=failed(row, errors[trial.seed]))
+        return Outcome(row=dataclasses.replace(row, status="completed", epochs=1, test_accuracy=0.5, val_accuracy=0.5))
+
+    def drop(self: Checkpoints, trial_id: str, processes: int) -> None:
+        (seed,) = (trial.seed for trial in trials if trial.id == trial_id)
+        dropped.append((seed, processes))
+        raise OSError("no\nroute")
+
+    ray_free()
+    monkeypatch.setattr(Job, "run", outcome)
+    monkeypatch.setattr(Checkpoints, "drop", drop)
+    said: list[str] = []
+    monkeypatch.setattr(Watch, "say", lambda self, line: said.append(line))
+    end, store, _ = run_suite(tmp_path, text, checkpoints=Checkpoints(str(tmp_path / "kept")))
+    assert end == "finished" and len(store.read()[0]) == 4
+    assert dropped == [(2, 1), (3, 1)]
+    assert said == [f"s{seed}: its checkpoint stays in {tmp_path / 'kept'}: no route" for seed in (2, 3)]
 
 
 def test_a_smoke_run_searches_and_confirms(tmp_path: Path, ray_free: Any) -> None:
