@@ -43,6 +43,8 @@ class Part(ABC):
     """Uniform numbers that it needs for each image."""
     needs_pixels = False
     """Whether it relies on values from 0 to 1, so that zca and standardize cannot come before it."""
+    recordable = True
+    """Whether a CUDA graph can hold it: one that takes images to the CPU cannot be recorded."""
 
     @abstractmethod
     def apply(self, images: Tensor, uniform: Tensor) -> Tensor:
@@ -245,6 +247,7 @@ class Augmentation:
     def __init__(self, parts: list[Part]) -> None:
         self._steps = _combine(parts)
         self.draws = sum(part.draws for part in parts)
+        self.recordable = all(part.recordable for part in parts)
         self._preparation: Preparation | None = None
         for part in parts:
             if self._preparation and (part.needs_pixels or isinstance(part, Preparation)):

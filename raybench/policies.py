@@ -29,6 +29,7 @@ class Policy(Part):
 
     draws = 2
     needs_pixels = True
+    recordable = False
 
     def __init__(self, make: Callable[[int], Transform]) -> None:
         """Try it on a few images: ``make`` returns the transform for those whose shorter side has so many pixels.

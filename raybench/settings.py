@@ -280,8 +280,8 @@ class TrainSettings(Section):
     cuda_graph: bool = Field(
         False,
         description="On a GPU: record a training step and launch it as a whole, which small networks gain from. Its"
-        " numbers may differ in the last digits. Elsewhere, for images that are streamed and with `augmented_copies` it"
-        " changes nothing.",
+        " numbers may differ in the last digits. Elsewhere, for images that are streamed, with `augmented_copies` and"
+        " with policies of torchvision and timm, which need the CPU, it changes nothing.",
     )
     test_every_epoch: bool = Field(False, description="Also test after every epoch, for curves.")
     smoke: bool = Field(

@@ -267,8 +267,9 @@ class Training:
 
     @property
     def _replays(self) -> bool:
-        """Whether steps are launched as CUDA graphs: the images must lie on the GPU, and all steps be alike."""
-        return self.train.cuda_graph and self.feeds["train"].pixels is not None and not self.train.augmented_copies
+        """Whether steps are launched as CUDA graphs: all of them must be alike, and happen on the GPU alone."""
+        on_gpu = self.feeds["train"].pixels is not None and self.augmentation.recordable
+        return self.train.cuda_graph and on_gpu and not self.train.augmented_copies
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
         """Train on every training image once; return mean loss and accuracy of the images as they were trained on.

@@ -141,8 +141,8 @@ def test_every_call_does_the_step_once_on_its_own_inputs(monkeypatch: pytest.Mon
 
 
 def test_steps_are_replayed_on_a_gpu_alone_and_without_copies(make_trial: MakeTrial, source: Source) -> None:
-    def replays(pixels: Tensor | None, **train: Any) -> bool:
-        settings = make_trial(**train).typed()
+    def replays(pixels: Tensor | None, **choices: Any) -> bool:
+        settings = make_trial(**choices).typed()
         data = trial_data(source, settings.dataset)
         training = Training("x", 0, settings, data, torch.device("cpu"), World(), {})
         training.feeds["train"].pixels = pixels
@@ -153,6 +153,9 @@ def test_steps_are_replayed_on_a_gpu_alone_and_without_copies(make_trial: MakeTr
     assert not replays(None, cuda_graph=True)
     assert not replays(there)
     assert not replays(there, cuda_graph=True, augmented_copies=1)
+    assert replays(there, cuda_graph=True, augmentation=["shift", "flip"])
+    for policy in ("torchvision:TrivialAugmentWide", "timm:rand-m9"):  # they take images to the CPU
+        assert not replays(there, cuda_graph=True, augmentation=["shift", policy])
 
 
 def test_a_group_of_processes_records_nothing(make_trial: MakeTrial) -> None:
