@@ -38,15 +38,15 @@ class Rate:
 
     def __init__(self, train: TrainSettings) -> None:
         self.train, self.schedule = train, train.schedule
-        self.rate = train.lr
+        self.rate = self.last = train.lr
         self.steps = self.epochs = 0
         self.patience = Patience(train.schedule) if train.schedule else None
 
     def next_step(self) -> float:
         """Return the learning rate of the next step, and count it."""
-        rate = self.rate / (1 + self.train.optimizer.decay * self.steps)
+        self.last = self.rate / (1 + self.train.optimizer.decay * self.steps)
         self.steps += 1
-        return rate
+        return self.last
 
     def end_epoch(self, row: EpochRow) -> None:
         """Let the schedule see an epoch that has ended."""

@@ -185,7 +185,7 @@ class Training:
             val_accuracy=val_accuracy,
             test_loss=test[0],
             test_accuracy=test[1],
-            lr=float(self.optimizer.param_groups[0]["lr"]),
+            lr=self.rate.last,  # the optimizer's own may be a tensor of float32
             seconds=time.perf_counter() - begun,
         )
         return row, logits if self.validates_on_test else None
@@ -238,7 +238,7 @@ class Training:
     def _take_up(self, state: State) -> None:
         """Go on where ``state`` was saved; what follows from the epochs' rows alone has been counted again."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(as_made(self.optimizer, state["optimizer"]))
         self._record_anew()  # what was recorded reads the tensors that were replaced
         self.rate.steps = state["steps"]
         self.best.weights, self.best.logits = state["best_weights"], state["best_logits"]
@@ -435,3 +435,13 @@ def make_optimizer(train: TrainSettings, model: nn.Module, *, replayed: bool = F
             return torch.optim.RMSprop(
                 parameters, alpha=0.9, momentum=settings.momentum, capturable=capturable, **common
             )
+
+
+def as_made(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a ``state`` for ``optimizer`` in which it stays what it was made to be, recorded in a CUDA graph or not.
+
+    The run before may have had another device, or less room on it.
+    """
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    as_now = [{**kept, **{key: made[key] for key in ("lr", "capturable") if key in made}} for kept, made in groups]
+    return {**state, "param_groups": as_now}

@@ -6,20 +6,22 @@ What CUDA itself does is not run here; benchmarks/gpu.py is for that.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raybench import replay
+from raybench.checkpoint import Checkpoints
 from raybench.data import Source, trial_data
 from raybench.grid import Trial
-from raybench.records import Outcome
+from raybench.records import EpochRow, Outcome
 from raybench.replay import WARM_UP, Replayed
 from raybench.settings import Resources
-from raybench.train import Training, World
+from raybench.train import Training, World, as_made
 from raybench.trial import fit_augmentation, fresh_process, run_trial
 
 MakeTrial = Callable[..., Trial]
@@ -108,8 +110,52 @@ def test_steps_that_are_replayed_train_as_others_do(
     # The learning rate is a tensor of float32 here, and a number of Python's there.
     for one, other in zip(replayed.epochs, eager.epochs, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
-        assert one.lr == pytest.approx(other.lr)
+        assert one.lr == other.lr, "the rate as it was meant, and not the tensor's"
     assert replayed.epochs[2].train_loss < replayed.epochs[0].train_loss
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", {"name": "sgd", "momentum": 0.9}, "rmsprop"])
+@pytest.mark.parametrize("replayed_first", [False, True])
+def test_a_trial_goes_on_where_steps_are_replayed_and_were_not(
+    make_trial: MakeTrial,
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    optimizer: Any,
+    replayed_first: bool,
+) -> None:
+    """And the other way round: on a GPU that has less room, or on a CPU."""
+    monkeypatch.setattr(replay, "record", lambda step, inputs: lambda: step(*inputs))
+    monkeypatch.setattr(replay, "on_a_side_stream", lambda work: work())
+    trial = make_trial(optimizer=optimizer, cuda_graph=True, epochs=3)
+    data, checkpoints = trial_data(source, trial.typed().dataset), Checkpoints(str(tmp_path), seconds=0)
+    whole = finished(trial, source)
+
+    def stop(row: EpochRow) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Training, "_replays", replayed_first)
+        run_trial(trial, data, report=stop, checkpoints=checkpoints)
+    (file,) = tmp_path.iterdir()
+    state = torch.load(file)
+    for group in state["optimizer"]["param_groups"]:
+        group.update({"capturable": replayed_first} if "capturable" in group else {})  # as on a GPU
+    torch.save(state, file)
+    monkeypatch.setattr(Training, "_replays", not replayed_first)
+    rest = run_trial(trial, data, checkpoints=checkpoints)
+    assert rest.row.error is None
+    losses = [[epoch.train_loss for epoch in outcome.epochs] for outcome in (rest, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(("capturable", "kept"), [(True, False), (False, True)])
+def test_an_optimizer_stays_as_it_was_made(capturable: bool, kept: bool) -> None:
+    made = torch.optim.RMSprop([nn.Parameter(torch.ones(2))], lr=0.25, capturable=capturable)
+    state = torch.optim.RMSprop([nn.Parameter(torch.ones(2))], lr=torch.tensor(0.5), capturable=kept).state_dict()
+    (group,) = as_made(made, state)["param_groups"]
+    assert (group["lr"], group["capturable"], group["alpha"], group["params"]) == (0.25, capturable, 0.99, [0])
+    assert state["param_groups"][0]["capturable"] == kept, "what was kept stays as it is"
 
 
 def test_every_call_does_the_step_once_on_its_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
