@@ -5,6 +5,7 @@ A step of a small network is a hundred launches of kernels that take microsecond
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -47,12 +48,18 @@ class Replayed:
 
 def on_a_side_stream(work: Callable[[], None]) -> None:
     """Run ``work`` as CUDA wants it before a recording."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = _side_stream(torch.cuda.current_device())
     current = torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         work()
     current.wait_stream(stream)
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """Return the one stream of this process for it: torch keeps memory apart for every stream that has used some."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def record(step: Callable[..., None], inputs: Sequence[Tensor]) -> Callable[[], None]:

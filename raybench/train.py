@@ -11,6 +11,7 @@ import dataclasses
 import math
 import random
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -263,7 +264,8 @@ class Training:
         self._record_anew()
 
     def _record_anew(self) -> None:
-        self.replayed = Replayed(self._whole_step) if self._replays else None
+        me = weakref.proxy(self)  # a cycle would keep the network, and a graph's memory, until they are looked for
+        self.replayed = Replayed(lambda *inputs: me._whole_step(*inputs)) if self._replays else None
 
     @property
     def _replays(self) -> bool:

@@ -95,8 +95,9 @@ def run_trial(
             report(epoch)
             reporting = False
 
-    try:
-        with fresh_process(trial.seed, settings.resources.cpus):
+    with fresh_process(trial.seed, settings.resources.cpus):
+        training: Training | None = None
+        try:
             if statistics is None:
                 statistics = fit_augmentation(settings, data)
             training = Training(
@@ -113,13 +114,16 @@ def run_trial(
             if begun is not None:
                 begun(row)
             history = training.finish(tell, keeper)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
-        # Ctrl-C reaches the main thread alone, that of a debugger; on Ray a trial has another.
-        ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-        if reporting or ctrl_c:
-            raise
-        row = dataclasses.replace(row, epochs=len(seen), epochs_run=len(seen), wall_seconds=time.perf_counter() - clock)
-        return Outcome(row=failed(row, error), epochs=tuple(seen))
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            # Ctrl-C reaches the main thread alone, that of a debugger; on Ray a trial has another.
+            ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+            if reporting or ctrl_c:
+                raise
+            wall_seconds = time.perf_counter() - clock
+            row = dataclasses.replace(row, epochs=len(seen), epochs_run=len(seen), wall_seconds=wall_seconds)
+            return Outcome(row=failed(row, error), epochs=tuple(seen))
+        finally:
+            training = None  # its network goes before memory is given back
     return Outcome(
         row=_finished(row, history, time.perf_counter() - clock),
         epochs=history.epochs,

@@ -5,6 +5,9 @@ What CUDA itself does is not run here; benchmarks/gpu.py is for that.
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raybench import replay
+from raybench import models, replay
+from raybench import trial as trial_module
 from raybench.checkpoint import Checkpoints
 from raybench.data import Source, trial_data
 from raybench.grid import Trial
@@ -114,6 +118,46 @@ def test_steps_that_are_replayed_train_as_others_do(
     assert replayed.epochs[2].train_loss < replayed.epochs[0].train_loss
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_network_goes_with_its_trial(
+    make_trial: MakeTrial,
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+    add_model: Callable[[str, Any], None],
+    fails: bool,
+) -> None:
+    """Before memory is given back, and though nobody looks for cycles; `gc.freeze` would keep the first for ever."""
+    made: list[weakref.ref[nn.Module]] = []
+    alive: list[bool] = []
+
+    class Kept(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.steps = inner, 0
+            made.append(weakref.ref(self))
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.steps += self.training
+            if fails and self.steps == 10:
+                raise ValueError("its own")
+            return self.inner(images)
+
+    add_model("kept", lambda shape, classes: Kept(models.mlp(shape, classes)))
+    monkeypatch.setattr(replay, "record", lambda step, inputs: lambda: step(*inputs))
+    monkeypatch.setattr(replay, "on_a_side_stream", lambda work: work())
+    monkeypatch.setattr(Training, "_replays", True)
+    monkeypatch.setattr(trial_module, "_keep_what_is_there", lambda: alive.append(made[0]() is not None))
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    trial = make_trial(model="kept", cuda_graph=True)
+    gc.disable()
+    try:
+        outcome = run_trial(trial, trial_data(source, trial.typed().dataset))
+    finally:
+        gc.enable()
+    assert outcome.row.error == ("ValueError: its own" if fails else None)
+    assert len(made) == 1 and alive == [False]
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", {"name": "sgd", "momentum": 0.9}, "rmsprop"])
 @pytest.mark.parametrize("replayed_first", [False, True])
 def test_a_trial_goes_on_where_steps_are_replayed_and_were_not(
@@ -156,6 +200,37 @@ def test_an_optimizer_stays_as_it_was_made(capturable: bool, kept: bool) -> None
     (group,) = as_made(made, state)["param_groups"]
     assert (group["lr"], group["capturable"], group["alpha"], group["params"]) == (0.25, capturable, 0.99, [0])
     assert state["param_groups"][0]["capturable"] == kept, "what was kept stays as it is"
+
+
+def test_the_calls_before_a_recording_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    used: list[Any] = []
+
+    class Stream:
+        def __init__(self, device: int) -> None:
+            made.append(device)
+
+        def wait_stream(self, other: Stream) -> None:
+            pass
+
+    def using(stream: Stream) -> contextlib.nullcontext[None]:
+        used.append(stream)
+        return contextlib.nullcontext()
+
+    current = Stream(-1)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", using)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(replay, "record", lambda step, inputs: lambda: step(*inputs))
+    replay._side_stream.cache_clear()
+    try:
+        replayed = Replayed(lambda values: None)
+        for _ in range(WARM_UP + 1):
+            replayed(torch.ones(1))
+    finally:
+        replay._side_stream.cache_clear()
+    assert made == [-1, 3] and used == [used[0]] * WARM_UP
 
 
 def test_every_call_does_the_step_once_on_its_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
