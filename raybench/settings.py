@@ -318,7 +318,9 @@ class Resources(Section):
     """What one trial asks of the cluster."""
 
     cpus: int = Field(1, ge=1, description="CPU cores, and threads, of each worker of a trial.")
-    gpus: float = Field(0.0, ge=0, description="GPUs of each worker; below 1, trials share one. Unused where none is.")
+    gpus: float = Field(
+        0.0, ge=0, description="GPUs of each worker; below 1, trials of one worker share one. Unused where none is."
+    )
     workers: int = Field(1, ge=1, description="Processes that train one trial together (DistributedDataParallel).")
     custom: dict[str, float] = Field(
         {},
@@ -410,4 +412,9 @@ class TrialSettings(Section):
             )
         if workers > 1 and self.train.cuda_graph:
             raise ValueError(f"train.cuda_graph is for one process, not for {workers} workers")
+        if workers > 1 and 0 < self.resources.gpus < 1:
+            raise ValueError(
+                f"resources.gpus {self.resources.gpus:g} is not right with {workers} workers: each needs a GPU of its"
+                " own, so 1, or 0 to train on CPUs"
+            )
         return self

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -277,6 +278,14 @@ def test_steps_are_replayed_on_a_gpu_alone_and_without_copies(make_trial: MakeTr
     assert replays(there, cuda_graph=True, augmentation=["shift", "flip"])
     for policy in ("torchvision:TrivialAugmentWide", "timm:rand-m9"):  # they take images to the CPU
         assert not replays(there, cuda_graph=True, augmentation=["shift", policy])
+
+
+def test_a_group_of_processes_shares_no_gpu(make_trial: MakeTrial) -> None:
+    words = "resources.gpus 0.5 is not right with 2 workers: each needs a GPU of its own, so 1, or 0 to train on CPUs"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        make_trial(resources={"workers": 2, "gpus": 0.5})
+    for resources in ({"workers": 2}, {"workers": 2, "gpus": 1}, {"gpus": 0.5}):
+        make_trial(resources=resources)
 
 
 def test_a_group_of_processes_records_nothing(make_trial: MakeTrial) -> None:
