@@ -40,7 +40,13 @@ from raybench.settings import TrialSettings
 from raybench.train import Diverged, History, Report, Statistics, Training, World
 from raybench.weights import packed
 
-NO_MEMORY = "can't allocate memory", "CUDA error: out of memory"
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",  # NCCL's words
+)
 
 
 def run_trial(

@@ -51,6 +51,21 @@ def run(trial: Trial, source: Source, **options: Any) -> Outcome:
             "AcceleratorError: CUDA error: out of memory",
         ),
         (RuntimeError("CUDA error: out of memory"), "out_of_memory", "RuntimeError: CUDA error: out of memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "out_of_memory",
+            "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        ),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+            "out_of_memory",
+            "RuntimeError: cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        ),
+        (
+            torch.distributed.DistBackendError("NCCL error\nLast error:\nCuda failure 2 'out of memory'"),
+            "out_of_memory",
+            "DistBackendError: NCCL error Last error: Cuda failure 2 'out of memory'",
+        ),
         (RuntimeError("CUDA error: invalid argument"), "error", "RuntimeError: CUDA error: invalid argument"),
         (Diverged("no longer finite"), "diverged", "Diverged: no longer finite"),
         (DataError("no images"), "data", "DataError: no images"),
