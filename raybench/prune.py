@@ -23,6 +23,9 @@ from pydantic import Field, model_validator
 
 from raybench.settings import ByName, Section
 
+WORST = -1e300
+"""What infinity and NaN count as, whichever is better: sums of it and quantiles are numbers."""
+
 
 class Prune(Section, ByName):
     """Stop the weak trials of a search early."""
@@ -85,7 +88,7 @@ class Bracket:
         """Tell an epoch's value; a trial that starts again tells its epochs again."""
         curve = self.curves[trial_id]
         if epoch == len(curve) + 1:
-            curve.append(self.sign * value)
+            curve.append(self.sign * value if math.isfinite(value) else WORST)
 
     def decide(self) -> list[Decision]:
         """Return the decisions that can be made now and could not before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raybench.dotted import first_complaint
-from raybench.prune import Bracket, Decision, Prune, Pruner
+from raybench.prune import WORST, Bracket, Decision, Prune, Pruner
 
 ASHA = Prune(name="asha")
 MEDIAN = Prune(name="median")
@@ -96,6 +97,20 @@ def test_less_of_a_loss_is_better_and_is_shown_as_it_is() -> None:
     made, trained = one_after_another(ASHA, [[1.0, 0.5], [2.0, 0.1], [0.5, 0.5]], maximise=False)
     assert trained == [2, 1, 2]
     assert made[1] == Decision("1", 1, 2.0, 1.0, 1, True)
+
+
+@pytest.mark.parametrize("maximise", [True, False])
+@pytest.mark.parametrize("rule", [ASHA, MEDIAN])
+def test_what_is_not_finite_is_the_worst_and_spoils_nothing(rule: Prune, maximise: bool) -> None:
+    """At the second epoch the median is compared with means of two values."""
+    good, bad = (0.9, 0.8) if maximise else (0.5, 0.6)
+    curves = [[math.inf, math.inf, good], [good] * 3, [math.nan] * 3, [bad] * 3, [-math.inf] * 3, [good] * 3]
+    made, trained = one_after_another(rule, curves, maximise)
+    assert trained[:2] == [3, 3] and trained[2] == trained[4] == 1 and trained[5] == 3
+    assert all(math.isfinite(number) for one in made for number in (one.value, one.cutoff or 0.0))
+    worst = WORST if maximise else -WORST
+    assert made[0] == Decision("0", 1, worst, None, 0, False)
+    assert next(one for one in made if one.trial_id == "2").value == worst
 
 
 def random_curves(draw: random.Random, trials: int, epochs: int) -> list[list[float]]:
