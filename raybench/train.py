@@ -99,9 +99,7 @@ class Training:
         self.classes = len(data.classes)
         self.augmentation = augment.build(settings.augmentation)
         self.augmentation.load(statistics, device)
-        if self.train.precision == "tf32":
-            torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.allow_tf32 = True
+        set_precision(self.train, device)
 
         torch.manual_seed(stream(seed, "weights"))
         # A smoke run's numbers mean nothing: it needs no download.
@@ -381,6 +379,16 @@ class Training:
     def _tested(self, row: EpochRow, logits: Tensor) -> EpochRow:
         loss, accuracy = self._score(logits, "test")
         return dataclasses.replace(row, test_loss=loss, test_accuracy=accuracy)
+
+
+def set_precision(train: TrainSettings, device: torch.device) -> None:
+    """Let a GPU multiply with as few digits as ``train`` allows, in a process that is fresh; a CPU keeps all of them.
+
+    What autocast does is not among it.
+    """
+    if train.precision == "tf32" and device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # some CPUs would hear of it too
+        torch.backends.cudnn.allow_tf32 = True
 
 
 class _Best:

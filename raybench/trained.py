@@ -24,7 +24,7 @@ from raybench.errors import UserError, did_you_mean
 from raybench.feed import Feed
 from raybench.records import Score
 from raybench.settings import TrialSettings
-from raybench.train import EVALUATION_BATCH
+from raybench.train import EVALUATION_BATCH, set_precision
 from raybench.trial import fit_augmentation, fresh_process
 from raybench.weights import restored
 
@@ -132,6 +132,7 @@ def again(settings: TrialSettings, seed: int, weights: bytes, data: TrialData, d
         WeightsError: if the weights are damaged, or the network is not built today as it was.
     """
     with fresh_process(seed, settings.resources.cpus):
+        set_precision(settings.train, torch.device(device))
         augmentation = augment.build(settings.augmentation)
         augmentation.load(fit_augmentation(settings, data), torch.device(device))
         network = restored(settings.model, weights, data.shape, len(data.classes))

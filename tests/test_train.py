@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from raybench import augment, models, preparation
+from raybench import augment, models, preparation, train
 from raybench.data import Source, TrialData, load, trial_data
 from raybench.datasets import Dataset, Images
 from raybench.grid import Trial
@@ -24,7 +24,7 @@ from raybench.rates import Patience
 from raybench.records import EpochRow, Outcome, computed
 from raybench.registry import AUGMENTATIONS, DATASETS
 from raybench.settings import DatasetSettings, EarlyStopping, ModelSettings, Optimizer, TrainSettings
-from raybench.train import History, Training, World, _Best, make_optimizer
+from raybench.train import History, Training, World, _Best, make_optimizer, set_precision
 from raybench.trial import fit_augmentation, run_trial
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -393,9 +393,15 @@ def test_bf16_runs_and_is_near_float32(make_trial: MakeTrial, source: Source) ->
     assert half[0].train_loss != full[0].train_loss
 
 
+@pytest.mark.parametrize("gpu", [False, True])
 def test_tf32_is_allowed_for_its_trial_alone_and_changes_nothing_here(
-    make_trial: MakeTrial, source: Source, add_model: AddModel
+    make_trial: MakeTrial, source: Source, add_model: AddModel, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
+    """On a CPU nothing is set: one with matrix units would take it for a permission. And as if on a GPU."""
+    if gpu:
+        monkeypatch.setattr(
+            train, "set_precision", lambda settings, _, real=set_precision: real(settings, torch.device("cuda"))
+        )
     seen: list[tuple[bool, str]] = []
 
     class Noting(nn.Sequential):
@@ -406,11 +412,11 @@ def test_tf32_is_allowed_for_its_trial_alone_and_changes_nothing_here(
     add_model("noting", lambda shape, classes: Noting(nn.Flatten(), nn.Linear(64, classes)))
     trials = [make_trial(model="noting", augmentation="zca", precision=p, epochs=1) for p in ("tf32", "float32")]
     outcomes = [finished(trial, source) for trial in trials]
-    assert set(seen[: len(seen) // 2]) == {(True, "high")}
+    assert set(seen[: len(seen) // 2]) == {(True, "high") if gpu else (False, "highest")}
     assert set(seen[len(seen) // 2 :]) == {(False, "highest")}
     assert trials[0].id != trials[1].id
     losses = [[epoch.train_loss for epoch in outcome.epochs] for outcome in outcomes]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # a CPU with matrix units may have it
+    assert losses[0] == (pytest.approx(losses[1], rel=1e-6) if gpu else losses[1])
 
 
 def test_whitening_is_of_all_digits_in_a_trial_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:

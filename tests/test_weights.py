@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from raybench import models, plan
+from raybench import models, plan, trained
 from raybench.backbones import without_weights
 from raybench.checkpoint import Checkpoints
 from raybench.data import Source, trial_data
@@ -25,6 +25,7 @@ from raybench.records import Outcome, computed
 from raybench.settings import ModelSettings
 from raybench.stages import with_weights
 from raybench.suite import Suite, load
+from raybench.train import set_precision
 from raybench.trained import again
 from raybench.trial import run_trial
 from raybench.weights import packed, restored
@@ -130,6 +131,20 @@ def test_the_stored_predictions_follow_from_the_weights_bit_for_bit(
     assert outcome.predictions is not None
     assert np.array_equal(logits.half().numpy(), outcome.predictions.logits)
     assert (logits.argmax(1).numpy() == outcome.predictions.prediction).all()
+
+
+def test_a_network_is_asked_in_the_precision_that_it_was_trained_in(
+    make_trial: MakeTrial, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if on a GPU."""
+    monkeypatch.setattr(trained, "set_precision", lambda train, _: set_precision(train, torch.device("cuda")))
+    found = []
+    for precision in ("tf32", "float32"):
+        trial = make_trial(precision=precision, epochs=1)
+        weights, data = kept(run(trial, source, keep_weights=True)), trial_data(source, trial.typed().dataset)
+        with again(trial.typed(), trial.seed, weights, data, "cpu"):
+            found.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+    assert found == [("high", True), ("highest", False)]
 
 
 def test_the_weights_are_those_of_the_best_epoch_and_not_of_the_last(make_trial: MakeTrial, source: Source) -> None:
