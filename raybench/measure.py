@@ -35,6 +35,7 @@ from raybench.plan import Choice
 from raybench.schedule import in_turns
 from raybench.search import Ended
 from raybench.settings import DatasetSettings, Resources, TrialSettings
+from raybench.stages import is_done
 from raybench.train import EVALUATION_BATCH, Training, World
 from raybench.trial import fresh_process
 
@@ -69,7 +70,9 @@ class Row:
     trials: int = 0
     epochs: int = 0
     seconds: float = 0
-    device_seconds: float = 0
+    cpu_seconds: float = 0
+    gpu_seconds: float = 0
+    """Of trials that have GPUs, which are not counted as CPUs too."""
     memory: int = 0
 
 
@@ -89,7 +92,7 @@ class Speed:
 def rounds(choice: Choice, ended: Mapping[str, Ended]) -> Iterator[list[Trial]]:
     """Yield the trials that are to run, those together that are known at a time, as if all ended equally well."""
     ended = dict(ended)
-    while todo := [trial for trial in choice.trials(ended) if trial.id not in ended]:
+    while todo := [trial for trial in choice.trials(ended) if not is_done(choice.suite, trial, ended)]:
         yield todo
         ended |= {trial.id: Ended("completed", 0.5, 1, trial.draw, trial.labels) for trial in todo}
 
@@ -101,20 +104,22 @@ def estimate(
 
     Args:
         todo: the trials, as `rounds` has them.
-        gpus: whether trials get the GPUs that they ask for; device-seconds are then those of GPUs, else of CPUs.
+        gpus: whether trials get the GPUs that they ask for.
     """
     rows: dict[tuple[Label, ...], Row] = {}
     wall = 0.0
     for known in todo:
         for resources, trials in in_turns(known):
             free = [0.0] * slots(resources)
-            devices = resources.workers * (resources.gpus if gpus and resources.gpus else resources.cpus)
             for trial in trials:
                 one, row = cost(trial), rows.setdefault(trial.cell, Row())
                 row.trials += 1
                 row.epochs += trial.typed().train.planned_epochs
                 row.seconds += one.seconds
-                row.device_seconds += one.seconds * devices
+                if gpus and resources.gpus:
+                    row.gpu_seconds += one.seconds * resources.workers * resources.gpus
+                else:
+                    row.cpu_seconds += one.seconds * resources.workers * resources.cpus
                 row.memory = max(row.memory, one.memory)
                 heapq.heapreplace(free, free[0] + one.seconds)
             wall += max(free)
@@ -122,12 +127,16 @@ def estimate(
 
 
 class Meter:
-    """Measures what trials cost on the device at hand, each kind of them once."""
+    """Measures what trials cost on the devices at hand, each kind of them once."""
 
-    def __init__(self, where: str, data_dir: Path, say: Callable[[str], None] = lambda line: None) -> None:
-        """``where`` is the suite file, for messages."""
+    def __init__(
+        self, where: str, data_dir: Path, say: Callable[[str], None] = lambda line: None, gpus: bool = False
+    ) -> None:
+        """``where`` is the suite file, for messages; ``gpus`` says whether trials get the GPUs that they ask for."""
         self.where, self.data_dir, self.say = where, data_dir, say
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.gpus = gpus and torch.cuda.is_available()
+        self.devices: set[str] = set()
+        """What has been measured on."""
         self.sources: dict[str, Source] = {}
         self.speeds: dict[str, Speed] = {}
         self.random: set[str] = set()
@@ -135,13 +144,15 @@ class Meter:
 
     def cost(self, trial: Trial) -> Cost:
         settings = trial.typed()
-        kind = _kind(settings)
+        device = torch.device("cuda" if self.gpus and settings.resources.gpus else "cpu")
+        kind = _kind(settings, device)
+        self.devices.add(device.type)
         if kind not in self.speeds:
             self.say(f"measuring {trial.name}")
             data = self._data(settings)
             check(settings, data.shape, len(data.classes), self.where)
             try:
-                self.speeds[kind] = speed(settings, data, self.device)
+                self.speeds[kind] = speed(settings, data, device)
             except (RuntimeError, MemoryError) as error:  # torch's own want of memory is a RuntimeError
                 raise UserError(f"{trial.name} cannot be measured: {' '.join(str(error).split())}") from None
         found = self.speeds[kind]
@@ -162,7 +173,7 @@ class Meter:
         return divided(self.sources[key], dataset)
 
 
-def _kind(settings: TrialSettings) -> str:
+def _kind(settings: TrialSettings, device: torch.device) -> str:
     """Name all that changes how long an epoch takes, and nothing that does not, such as learning rates."""
     train = settings.train
     return json.dumps(
@@ -170,7 +181,7 @@ def _kind(settings: TrialSettings) -> str:
             settings.dataset.model_dump(),
             settings.model.model_dump(),
             [part.model_dump() for part in settings.augmentation],
-            settings.resources.model_dump(),
+            [device.type, settings.resources.model_dump()],
             [train.batch_size, train.precision, train.cuda_graph],
             [train.augmented_copies, train.test_every_epoch, train.smoke],
             [train.l2 > 0, train.elastic_net is not None],

@@ -402,6 +402,45 @@ def test_plan_measures_what_is_to_run(raybench: Raybench, results: Path, monkeyp
     assert alone.endswith("6 CPU hours: 6:00:00 on 2 CPUs and 0 GPUs, without Ray's start\n")
 
 
+def test_plan_measures_on_gpus_what_asks_for_them(
+    raybench: Raybench, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raybench import measure, schedule, trial
+
+    cluster = schedule.Cluster((schedule.Node({"CPU": 2, "GPU": 1}, {}),))
+    monkeypatch.setattr(schedule, "connect", lambda address: contextlib.nullcontext(cluster))
+    monkeypatch.setattr(measure, "speed", lambda *_: measure.Speed(3600, (0,), 0, 1_500_000_000))
+    monkeypatch.setattr(trial, "device_name", lambda device: f"this {device}")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    variants = "{variant: {small: {}, large: {batch_size: 8, resources: {gpus: 0.5}}}}\nmodel: mlp"
+    mixed = SUITE.replace("{model: [mlp, small_cnn]}", variants).replace("name: small", "name: mixed")
+    Path("mixed.yaml").write_text(mixed)
+    for options, lines in (
+        (
+            [],
+            [
+                "measured on this cpu and this cuda with the suite's images, all epochs, none slowed by others:",
+                "variant to run epochs a trial CPU hours GPU hours memory",
+                "small 4 80 1:00:00 4 0 1.50 GB",
+                "large 4 80 1:00:00 0 2 1.50 GB",
+                "8 trials, 160 epochs, 4 CPU hours and 2 GPU hours: 4:00:00 on 2 CPUs and 1 GPUs, without Ray's start",
+            ],
+        ),
+        (
+            ["--only", "variant=large"],
+            [
+                "measured on this cuda with the suite's images, all epochs, none slowed by others:",
+                "variant to run epochs a trial GPU hours memory",
+                "large 4 80 1:00:00 2 1.50 GB",
+                "4 trials, 80 epochs, 2 GPU hours: 2:00:00 on 2 CPUs and 1 GPUs, without Ray's start",
+            ],
+        ),
+    ):
+        status, out, err = raybench("plan", "mixed.yaml", "--measure", *options)
+        assert (status, err) == (0, "")
+        assert [" ".join(line.split()) for line in out.splitlines()[-len(lines) :]] == lines
+
+
 def test_plan_of_a_smoke_run_is_another(raybench: Raybench) -> None:
     plain, smoke = (json.loads(raybench("plan", "quickstart", "--json", *more).out) for more in ([], ["--smoke"]))
     assert not {trial["trial_id"] for trial in plain} & {trial["trial_id"] for trial in smoke}

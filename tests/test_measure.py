@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from raybench import measure
-from raybench.data import Source, trial_data
+from raybench.data import Source, TrialData, trial_data
 from raybench.errors import DataError, UserError
 from raybench.grid import Trial
 from raybench.measure import Cost, Meter, Row, Speed, estimate, rounds
 from raybench.plan import Choice
-from raybench.settings import DatasetSettings, Resources
+from raybench.settings import DatasetSettings, Resources, TrialSettings
 from raybench.suite import Suite
 
 LoadSuite = Callable[..., tuple[Suite, list[Trial]]]
@@ -53,13 +53,13 @@ def test_trials_are_added_up_by_cell_and_packed_into_slots(load_suite: LoadSuite
 
     rows, wall = estimate([trials], in_seconds, slots, gpus=False)
     assert rows == {
-        ("small",): Row(trials=3, epochs=30, seconds=30, device_seconds=30, memory=10_000),
-        ("large",): Row(trials=3, epochs=120, seconds=120, device_seconds=240, memory=40_000),
+        ("small",): Row(trials=3, epochs=30, seconds=30, cpu_seconds=30, memory=10_000),
+        ("large",): Row(trials=3, epochs=120, seconds=120, cpu_seconds=240, memory=40_000),
     }
     # Seed 0 of the small; seeds 0 and 1 of the large; seeds 1 and 2 of the small, at once; seed 2 of the large.
     assert wall == 10 + 80 + 10 + 40
     rows, _ = estimate([trials], in_seconds, slots, gpus=True)
-    assert [row.device_seconds for row in rows.values()] == [30, 60]
+    assert [(row.cpu_seconds, row.gpu_seconds) for row in rows.values()] == [(30, 0), (0, 60)]
 
 
 def test_a_search_is_measured_to_its_end(load_suite: LoadSuite) -> None:
@@ -80,6 +80,8 @@ def test_what_is_stored_costs_nothing(load_suite: LoadSuite) -> None:
     assert estimate([], in_seconds, lambda needs: 1, gpus=False) == ({}, 0)
     del ended[trials[4].id]
     assert list(rounds(Choice(suite), ended)) == [[trials[4]]]
+    ended[trials[4].id] = Ended("pruned", 0.5, 3)
+    assert list(rounds(Choice(suite), ended)) == [[trials[4]]], "of a run with another prune: it is to run again"
 
 
 def test_a_kind_of_trial_is_measured_once(
@@ -96,6 +98,27 @@ def test_a_kind_of_trial_is_measured_once(
     assert [meter.cost(trial) for trial in trials[:4]] == [Cost(s, 7) for s in (8, 8, 18, 23)]
     assert [meter.cost(trial) for trial in trials[4:8]] == [Cost(s, 7) for s in (8, 8, 18, 23)]
     assert said == ["measuring small/s0", "measuring large/s0"]
+
+
+@pytest.mark.parametrize("gpu_here", [True, False])
+@pytest.mark.parametrize("gpus", [True, False])
+def test_it_is_measured_on_what_the_trial_gets(
+    load_suite: LoadSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_here: bool, gpus: bool
+) -> None:
+    suite, trials = load_suite(SUITE)  # the small ones ask for no GPU
+    used: list[str] = []
+
+    def speed(settings: TrialSettings, data: TrialData, device: torch.device) -> Speed:
+        used.append(device.type)
+        return Speed(start=1, epochs=(1,), end=1, memory=7)
+
+    monkeypatch.setattr(measure, "speed", speed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_here)
+    meter = Meter(suite.source, tmp_path, gpus=gpus)
+    for trial in trials:
+        meter.cost(trial)
+    assert used == ["cpu", "cuda" if gpus and gpu_here else "cpu"]
+    assert meter.devices == {*used}
 
 
 def test_phases_have_speeds_of_their_own(

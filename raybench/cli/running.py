@@ -294,33 +294,41 @@ def _show_cost(
     with console.status("asking Ray for its CPUs and GPUs"), connect(address) as cluster:
         pass
     with console.status("measuring") as status:
-        meter = Meter(choice.suite.source, data_dir, lambda line: status.update(Text(line)))
+        meter = Meter(choice.suite.source, data_dir, lambda line: status.update(Text(line)), gpus=cluster.gpus > 0)
         todo = rounds(choice, store.ended())
         rows, wall = estimate(
             todo, meter.cost, lambda needs: slots_of(cluster, needs, max_concurrent), gpus=cluster.gpus > 0
         )
     total = Row()
-    unit = "GPU hours" if cluster.gpus else "CPU hours"
+    for row in rows.values():
+        total.trials += row.trials
+        total.epochs += row.epochs
+        total.cpu_seconds += row.cpu_seconds
+        total.gpu_seconds += row.gpu_seconds
+    kinds = [kind for kind in ("cpu", "gpu") if getattr(total, f"{kind}_seconds")] or ["cpu"]
+    units = [f"{kind.upper()} hours" for kind in kinds]
+
+    def hours(row: Row) -> list[str]:
+        return [f"{getattr(row, f'{kind}_seconds') / 3600:.3g}" for kind in kinds]
+
     grid = Grid(box=None, header_style="bold", pad_edge=False)
     for axis in choice.suite.names("compare"):
         grid.add_column(axis)
-    for column in ("to run", "epochs", "a trial", unit, "memory"):
+    for column in ("to run", "epochs", "a trial", *units, "memory"):
         grid.add_column(column, justify="right")
     for cell, row in rows.items():
         numbers = (str(row.trials), f"{row.epochs:,}", duration(row.seconds / row.trials))
-        hours, memory = f"{row.device_seconds / 3600:.3g}", f"{row.memory / 1e9:.2f} GB"
-        grid.add_row(*map(str, cell), *numbers, hours, memory)
-        total.trials += row.trials
-        total.epochs += row.epochs
-        total.device_seconds += row.device_seconds
+        grid.add_row(*map(str, cell), *numbers, *hours(row), f"{row.memory / 1e9:.2f} GB")
+    devices = " and ".join(map(device_name, sorted(meter.devices or {"cpu"})))
     images = f"noise in place of {', '.join(sorted(meter.random))}" if meter.random else "the suite's images"
     out.print(
-        f"\nmeasured on {device_name(meter.device.type)} with {images}, all epochs, none slowed by others:",
+        f"\nmeasured on {devices} with {images}, all epochs, none slowed by others:",
         soft_wrap=True,
     )
     out.print(grid)
     out.print(
-        f"{total.trials} trials, {total.epochs:,} epochs, {total.device_seconds / 3600:.3g} {unit}:"
+        f"{total.trials} trials, {total.epochs:,} epochs,"
+        f" {' and '.join(map(' '.join, zip(hours(total), units, strict=True)))}:"
         f" {duration(wall)} on {cluster.cpus} CPUs and {cluster.gpus} GPUs, without Ray's start",
         soft_wrap=True,
     )
