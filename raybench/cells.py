@@ -15,8 +15,8 @@ from raybench.metrics import COLUMNS
 from raybench.records import FINISHED, TrialRow
 from raybench.suite import Suite
 
-PROVENANCE = ("device", "dataset_fingerprint", "raybench_version", "torch_version")
-"""What should be one and the same behind all trials of a cell."""
+PROVENANCE = ("device", "dataset_fingerprint", "raybench_version", "torch_version", "git_commit")
+"""What should be one and the same behind all trials of a table."""
 NUMBERS = tuple(dict.fromkeys((*COLUMNS, "epochs", "epochs_run", "train_images", "validation_images", "test_images")))
 TEXTS = ("status", "error_class", "error", "validation", *PROVENANCE)
 
@@ -49,10 +49,10 @@ class Group:
     """The axes, but for the seed, in which they differ, and their values."""
 
 
-def groups_of(suite: Suite, trials: Sequence[Trial], axes: Sequence[str]) -> Iterator[Group]:
-    """Yield what is behind each number, where ``axes`` tell numbers apart."""
+def groups_of(suite: Suite, trials: Sequence[Trial], axes: Sequence[str], seeds: Sequence[int] = ()) -> Iterator[Group]:
+    """Yield what is behind each number, where ``axes`` tell numbers apart; ``seeds`` are those that were chosen."""
     found: dict[tuple[Label | None, ...], list[tuple[dict[str, Label | None], list[Trial], int]]] = {}
-    for part in _parts(suite, trials, "seed" in axes):
+    for part in _parts(suite, trials, "seed" in axes, seeds or suite.axis("seed").labels):
         found.setdefault(tuple(part[0][axis] for axis in axes), []).append(part)
     for parts in found.values():
         values = {axis: list(dict.fromkeys(labels[axis] for labels, _, _ in parts)) for axis in parts[0][0]}
@@ -65,10 +65,9 @@ def groups_of(suite: Suite, trials: Sequence[Trial], axes: Sequence[str]) -> Ite
 
 
 def _parts(
-    suite: Suite, trials: Sequence[Trial], by_seed: bool
+    suite: Suite, trials: Sequence[Trial], by_seed: bool, seeds: Sequence[Label]
 ) -> Iterator[tuple[dict[str, Label | None], list[Trial], int]]:
     """Yield the labels, the trials, and the number of those planned of every cell, or of each of its seeds."""
-    seeds = suite.axis("seed").labels
     for labels, members in cells_of(suite, trials):
         if not by_seed:
             yield labels, members, len(members) or len(seeds)
@@ -96,15 +95,9 @@ def stored_of(rows: pd.DataFrame, cells: Sequence[Sequence[Trial]]) -> pd.DataFr
     return stored.astype(dict.fromkeys(NUMBERS, float))
 
 
-def header_of(stored: pd.DataFrame, planned: Sequence[Trial]) -> tuple[str, ...]:
-    """Say what was measured, on what, and what the columns mean."""
-    best = listed(trial.settings["train"]["best"] for trial in planned)
-    return (
-        f"accuracy: share of the test images, 0 to 1; selection rule: the weights of the epoch with the best {best}",
-        "std: sample standard deviation (ddof=1); n: finished trials, of those planned where some are missing;"
-        " epochs: mean number trained",
-        *data_of(stored, planned),
-    )
+def best_of(planned: Sequence[Trial]) -> str:
+    """Return what chose the epochs, e.g. ``val_accuracy``."""
+    return listed(trial.settings["train"]["best"] for trial in planned)
 
 
 def data_of(stored: pd.DataFrame, planned: Sequence[Trial]) -> tuple[str, ...]:
@@ -152,16 +145,36 @@ def missing(stored: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
 
 
 def mixtures(finished: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
-    """Say where the trials of one cell ran on different devices, data or code."""
+    """Say where the trials of one cell, or the rows, were of different devices, data or code: a line for each."""
     lines = []
     for column in PROVENANCE:
-        different = finished.groupby("cell")[column].nunique()
-        mixed = finished[finished["cell"].isin(different.index[different > 1])]
-        if len(mixed):
-            rows, first = counted(mixed["cell"].nunique(), "row"), planned[mixed.index[0]].name
-            values = listed(mixed[column].dropna().unique())
-            lines.append(f"warning: {column} differs among the trials of {rows}, the first with {first}: {values}")
+        known = finished.dropna(subset=column)
+        if known[column].nunique() < 2:
+            continue
+        if column == "dataset_fingerprint":  # other datasets have others
+            same = known[column].groupby([_images_of(planned[index]) for index in known.index])
+            known = known[same.transform("nunique") > 1]
+            if known.empty:
+                continue
+        different = known.groupby("cell")[column].nunique()
+        mixed = known[known["cell"].isin(different.index[different > 1])]
+        values = listed(known[column].unique())
+        if mixed.empty:
+            lines.append(f"warning: {column} differs between rows: {values}")
+            continue
+        rows, first, inside = counted(mixed["cell"].nunique(), "row"), planned[mixed.index[0]].name, mixed[column]
+        more = f"; over all rows: {values}" if inside.nunique() < known[column].nunique() else ""
+        lines.append(
+            f"warning: {column} differs among the trials of {rows}, the first with {first}: {listed(inside.unique())}"
+            + more
+        )
     return lines
+
+
+def _images_of(trial: Trial) -> str:
+    """Return what decides on the images that the fingerprint of a trial's dataset is of."""
+    dataset = trial.settings["dataset"]
+    return "/".join(str(dataset.get(key)) for key in ("name", "folder", "image_size"))
 
 
 def unplanned(rows: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
@@ -170,19 +183,24 @@ def unplanned(rows: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
     return [f"not shown: {counted(others, 'stored trial')} of other settings"] if others else []
 
 
-def search_of(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> list[str]:
-    """Say how the points of a search came about, how a winner was found, and what that cost."""
+def search_of(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial], seeds: Sequence[int] = ()) -> list[str]:
+    """Say how the points of a search came about, how a winner was found, and what that cost.
+
+    Args:
+        seeds: those that were chosen, to confirm winners with; the search's own is the first of the suite all the same.
+    """
     if not suite.searches:
         return []
-    first = trials[0]
-    search = [trial for trial in trials if trial.stage == "search" or trial.seed == first.seed]
+    first, every = trials[0], suite.axis("seed").labels
+    search = [trial for trial in trials if trial.stage == "search" or trial.seed == every[0]]
     points = listed(len({trial.point for trial in group}) for group in grid.by_cell(search).values())
     axes, drawn = ", ".join(suite.names("search")), " drawn by Optuna" if suite.draw else ""
     lines = []
     if suite.confirm == "winner":
+        chosen = f"seed {listed(seeds)}" if seeds and {*seeds} != {*every} else "every seed"
         lines.append(
             f"{axes}: in each cell the best of {points} points{drawn} by {first.settings['train']['best']} with seed"
-            f" {first.seed}, trained with every seed; the other points are in no number"
+            f" {every[0]}, trained with {chosen}; the other points are in no number"
         )
     ended = stored_of(rows, [search]).dropna(subset="status")
     cost = f"search: {counted(len(ended), 'trial')}{drawn}, {counted(int(_epochs_run(ended).sum()), 'epoch')}"
@@ -219,6 +237,11 @@ def listed(values: Iterable[Any], spec: str = "") -> str:
     return " / ".join(different[:5]) + (f" / ... ({len(different)} in all)" if len(different) > 5 else "")
 
 
+def winner_axes(suite: Suite) -> list[str]:
+    """Return the axes of the search where each cell shows its winner: they label cells, and tell none apart."""
+    return suite.names("search") if suite.searches and suite.confirm == "winner" else []
+
+
 def search_axes(suite: Suite, cells: Sequence[tuple[Mapping[str, Label | None], Sequence[Trial]]]) -> list[str]:
     """Return the search axes that label the cells."""
     search = suite.names("search") if suite.searches else []
@@ -230,6 +253,8 @@ class Cells:
     """The cells of a table, and the rows behind their numbers."""
 
     axes: tuple[str, ...]
+    compared: tuple[str, ...]
+    """Those of ``axes`` that tell cells apart: not the searched ones where each cell shows its winner."""
     labels: tuple[tuple[Label | None, ...], ...]
     """Of each cell, one for each of ``axes``."""
     members: tuple[tuple[Trial, ...], ...]
@@ -238,14 +263,16 @@ class Cells:
     """How many there will be: a search whose winner is not known yet has none so far."""
     finished: pd.DataFrame
     """One row for each of them that has finished: the columns of `records.TrialRow`, and ``cell``, its number."""
+    best: str
+    """What chose the epochs: `raybench.metrics.says` puts it into words."""
     header: tuple[str, ...]
-    """What accuracies are, how they were chosen, and on which images."""
+    """Which images the numbers are of, and how the winners of a search were found."""
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     """What is missing from the numbers, and why."""
 
 
-def find_cells(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> Cells:
+def find_cells(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial], seeds: Sequence[int] = ()) -> Cells:
     """Return the rows of the table that `summarize.summarize` makes of the same, and the trials behind each."""
     cells = cells_of(suite, trials)
     axes = [*suite.names("compare"), *search_axes(suite, cells)]
@@ -253,16 +280,17 @@ def find_cells(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> Cel
     stored = stored_of(rows, [members for _, members in cells])
     finished = stored[stored["status"].isin(FINISHED)]
     columns = [f.name for f in fields(TrialRow) if f.name in rows.columns]
-    rule, _, *data = header_of(stored, shown or trials)
     return Cells(
         axes=tuple(axes),
+        compared=tuple(axis for axis in axes if axis not in winner_axes(suite)),
         labels=tuple(tuple(labels[axis] for axis in axes) for labels, _ in cells),
         members=tuple(tuple(members) for _, members in cells),
-        planned=tuple(len(members) or len(suite.axis("seed").labels) for _, members in cells),
+        planned=tuple(len(members) or len(seeds or suite.axis("seed").labels) for _, members in cells),
         finished=finished[["trial_id", "cell"]].merge(
             rows[columns].drop_duplicates("trial_id", keep="last"), on="trial_id", how="left"
         ),
-        header=(rule, *data, *search_of(rows, suite, trials)),
+        best=best_of(shown or trials),
+        header=(*data_of(stored, shown or trials), *search_of(rows, suite, trials, seeds)),
         warnings=warnings_of(stored, trials),
         notes=(
             *missing(stored, shown),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from raybench.axes import Label
 from raybench.cells import Cells, counted, find_cells, listed
 from raybench.errors import UserError
 from raybench.grid import Trial, differences
-from raybench.question import METRICS, Family, Question, Sample, contrast, mean_of, name_of, number_or_none, sample
+from raybench.metrics import METRICS, says
+from raybench.question import Family, Question, Sample, contrast, mean_of, name_of, number_or_none, sample
 from raybench.records import OWN_COLUMN, TrialRow, measured_columns
 from raybench.suite import Suite
 from raybench.table import Column, Table
@@ -44,6 +45,8 @@ class Side:
     suite: Suite
     rows: pd.DataFrame
     trials: Sequence[Trial]
+    seeds: Sequence[int] = ()
+    """Those that were chosen; by default all of the suite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def compare(first: Side, second: Side, question: Question) -> Comparison:
         UserError: if the cells cannot be matched, or none is on both sides.
     """
     sides = (first, second)
-    found = tuple(find_cells(side.rows, side.suite, side.trials) for side in sides)
+    found = tuple(find_cells(side.rows, side.suite, side.trials, side.seeds) for side in sides)
     places = _places(sides, found)
     both = [key for key in places[0] if key in places[1]]
     if not both:
@@ -76,23 +79,18 @@ def compare(first: Side, second: Side, question: Question) -> Comparison:
     return Comparison({"changes": _changes_table(sides, found, places, both), "cells": numbers}, differs)
 
 
-def _axes(side: Side, cells: Cells) -> list[str]:
+def _shared_axes(found: Sequence[Cells]) -> list[str]:
     """Return the axes by which a cell is found again: winners of a search may have changed."""
-    winners = side.suite.searches and side.suite.confirm == "winner"
-    return [axis for axis in cells.axes if not (winners and axis in side.suite.names("search"))]
-
-
-def _shared_axes(sides: Sequence[Side], found: Sequence[Cells]) -> list[str]:
-    first, second = (_axes(side, cells) for side, cells in zip(sides, found, strict=True))
-    return [axis for axis in first if axis in second]
+    first, second = found
+    return [axis for axis in first.compared if axis in second.compared]
 
 
 def _places(sides: Sequence[Side], found: Sequence[Cells]) -> list[dict[Key, int]]:
     """Return for each side the number of every cell."""
-    shared = _shared_axes(sides, found)
+    shared = _shared_axes(found)
     places = []
     for side, cells in zip(sides, found, strict=True):
-        for axis in _axes(side, cells):
+        for axis in cells.compared:
             if axis not in shared and len({labels[cells.axes.index(axis)] for labels in cells.labels}) > 1:
                 raise UserError(f"{side.name}: its cells differ in {axis}, which is no axis of the other results")
         at = [cells.axes.index(axis) for axis in shared]
@@ -122,7 +120,7 @@ def _changes_table(
         part="changes",
         title=f"what changed from {sides[0].name} to {sides[1].name}",
         header=(*(f"the same on both sides: {line}" for line in [", ".join(same)] if line),),
-        warnings=_said(found, "warnings"),
+        warnings=_said(cells.warnings for cells in found),
         columns=(
             Column("what", "what", align="left"),
             Column("first", "first", align="left"),
@@ -153,9 +151,9 @@ def _settings(
     ]
 
 
-def _said(found: Sequence[Cells], what: str) -> tuple[str, ...]:
+def _said(lines: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     """Return the lines of both sides, once where they are the same."""
-    first, second = (getattr(cells, what) for cells in found)
+    first, second = lines
     return (
         *(line if line in second else f"first: {line}" for line in first),
         *(f"second: {line}" for line in second if line not in first),
@@ -170,7 +168,9 @@ def _cells_table(
     sides: Sequence[Side], found: Sequence[Cells], places: Sequence[Mapping[Key, int]], question: Question
 ) -> tuple[Table, bool]:
     shared, repeated = _shared(found)
-    equal = _equal_cells(found, places, repeated)
+    # what the same trial need not repeat, such as its seconds, says nothing of equal cells
+    is_measured = METRICS[question.metric].column in measured_columns()
+    equal = set() if is_measured else _equal_cells(found, places, repeated)
     (old, old_lines), (new, new_lines) = (sample(cells, question.metric) for cells in found)
     tested = [key for key in places[0] if key in places[1] and key not in equal]
     family = Family(
@@ -201,19 +201,19 @@ def _cells_table(
             f"test: {question.says()}; Holm over {counted(family.tested, 'comparison')}, level {question.error}"
             if tested
             else "no cell had to be tested",
-            "difference: mean of the second minus that of the first; higher, lower: beyond noise; identical: all trials"
-            " are, to the last bit",
-            *_said(found, "header"),
+            "difference: mean of the second minus that of the first; higher, lower: beyond noise"
+            + ("" if is_measured else "; identical: all trials are, to the last bit"),
+            *_said((says(question.metric, cells.best), *cells.header) for cells in found),
         ),
-        warnings=_said(found, "warnings"),
-        columns=_columns(_shared_axes(sides, found), question),
+        warnings=_said(cells.warnings for cells in found),
+        columns=_columns(_shared_axes(found), question),
         rows=tuple(rows),
         notes=(
             f"cells: {', '.join(f'{number:,} {verdict}' for verdict, number in Counter(verdicts).items())}",
             shared,
             *family.notes(),
             *dict.fromkeys((*old_lines, *new_lines)),
-            *_said(found, "notes"),
+            *_said(cells.notes for cells in found),
         ),
     )
     return table, any(p is not None and p < family.level for p in adjusted)
@@ -230,7 +230,7 @@ def _numbers(
 
 
 def _columns(axes: Sequence[str], question: Question) -> tuple[Column, ...]:
-    number = METRICS[question.metric]
+    number = question.number
     interval = f"{question.percent} interval"
     return (
         *(Column(axis, axis, align="left") for axis in axes),

@@ -40,7 +40,10 @@ def majority_vote(predictions: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def same_images(trials: Sequence[Predictions]) -> bool:
-    """Return whether the trials were tested on the same images of the same classes, in the same order."""
+    """Return whether the trials were tested on the same rows of a dataset, with the same classes, in the same order.
+
+    Whether it was the same dataset, their ``dataset_fingerprint`` says.
+    """
     first = trials[0]
     return all(
         np.array_equal(trial.index, first.index)

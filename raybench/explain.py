@@ -10,9 +10,21 @@ from typing import Any
 import pandas as pd
 
 from raybench.axes import Label, assigned_paths, find_label
-from raybench.cells import cells_of, counted, header_of, listed, missing, mixtures, search_of, stored_of, warnings_of
+from raybench.cells import (
+    best_of,
+    cells_of,
+    counted,
+    data_of,
+    listed,
+    missing,
+    mixtures,
+    search_of,
+    stored_of,
+    warnings_of,
+)
 from raybench.errors import UserError, did_you_mean
 from raybench.grid import Trial, differences
+from raybench.metrics import says
 from raybench.plan import Choice
 from raybench.records import FINISHED
 from raybench.suite import Suite, command
@@ -60,7 +72,7 @@ def explain(rows: pd.DataFrame, choice: Choice, trials: Sequence[Trial], words: 
     stored = stored_of(rows, [members])
     behind = stored[stored["status"].isin(FINISHED)].dropna(subset="test_accuracy")
     behind_rows = [by_id[trial_id] for trial_id in behind["trial_id"]]
-    shown = [(trial.id, trial.labels, by_id.get(trial.id, {}), _why(trial, by_id, ids)) for trial in planned]
+    shown = [(trial.id, trial.labels, by_id.get(trial.id, {}), _why(trial, by_id, members)) for trial in planned]
     shown += [(row["trial_id"], row, row, _why_other(row)) for row in others]
     axes = ["seed", *(suite.names("search") if suite.searches else [])]
     stage = [Column("stage", "stage", align="left")] if suite.searches else []
@@ -70,8 +82,9 @@ def explain(rows: pd.DataFrame, choice: Choice, trials: Sequence[Trial], words: 
         title=f"{suite.name}: {', '.join(f'{axis}={label}' for axis, label in labels.items() if label is not None)}",
         header=(
             _number(behind["test_accuracy"], len(members) or len(choice.seeds())),
-            *(line for line in header_of(stored, planned) if not line.startswith("std:")),
-            *(search_of(rows, suite, planned) if searched else ()),
+            says("accuracy", best_of(planned)),
+            *data_of(stored, planned),
+            *(search_of(rows, suite, planned, choice.seeds()) if searched else ()),
             *_provenance(behind_rows),
             _cost(behind_rows, [row for _, _, row, _ in shown if row]),
         ),
@@ -151,7 +164,7 @@ def _others(
 # What is said of its trials
 
 
-def _why(trial: Trial, by_id: Mapping[str, Mapping[str, Any]], members: set[str]) -> str:
+def _why(trial: Trial, by_id: Mapping[str, Mapping[str, Any]], members: Sequence[Trial]) -> str:
     """Return whether a planned trial is in the mean, or why not."""
     row = by_id.get(trial.id)
     if row is None:
@@ -160,8 +173,10 @@ def _why(trial: Trial, by_id: Mapping[str, Mapping[str, Any]], members: set[str]
         return f"failed: {row['error_class'] or 'error'}"
     if row["status"] == "pruned":
         return "pruned"
-    if trial.id not in members:
-        return "another point won" if members else "search"
+    if trial.id not in {member.id for member in members}:
+        if not members:
+            return "search"
+        return "won; its seed is not chosen" if trial.point == members[0].point else "another point won"
     return IN_MEAN if row["test_accuracy"] is not None else "no accuracy"
 
 
@@ -242,7 +257,9 @@ def _only(choice: Choice, labels: Mapping[str, Label | None], planned: Sequence[
         only += [(axis, labels[axis]) for axis in suite.names("search") if _several(suite, axis)]
     else:
         only += [(axis, value) for axis in suite.names("search") for value in choice.only.get(axis, ())]
-    if choice.only.get("seed") or choice.limit:
+    if choice.only.get("seed"):
+        only += [("seed", seed) for seed in choice.seeds()]
+    elif choice.limit:
         only += [("seed", seed) for seed in dict.fromkeys(trial.seed for trial in planned)]
     return only
 

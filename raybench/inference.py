@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raybench import stats
+from raybench import metrics, stats
 from raybench.cells import Cells, counted
 from raybench.errors import UserError, did_you_mean
 from raybench.question import (
-    METRICS,
     Family,
     Question,
     Sample,
@@ -54,7 +53,7 @@ def tables(
     chosen, too_many = _pairs(cells, pairs)
     family = Family(tuple(contrast(samples[a], samples[b], question) for a, b in chosen), question.level)
     whole = not pairs and any(p is not None for p in family.adjusted())
-    letters = _letters(samples, chosen, family) if whole else None
+    letters, without = _letters(samples, chosen, family) if whole else (None, [])
     alone = any(single(samples[a], samples[b], question) for a, b in chosen)
     exact = "; exact McNemar test where both cells have one trial" if alone else ""
     said = f"{question.says()}{exact}; Holm over {counted(family.tested, 'comparison')}, level {question.error}"
@@ -65,12 +64,12 @@ def tables(
             warnings=cells.warnings,
             title=f"{suite}: {question.metric} of the cells",
             header=(
-                cells.header[0],
+                metrics.says(question.metric, cells.best),
                 "std: sample standard deviation over the seeds (ddof=1); n: finished trials, of those planned where"
                 " some are missing",
                 _interval_says(question),
                 *([f"letters: cells that share one are not told apart ({said})"] if letters else []),
-                *cells.header[1:],
+                *cells.header,
             ),
             columns=_cell_columns(cells, question, letters is not None),
             rows=tuple(
@@ -78,7 +77,7 @@ def tables(
                 + ((letters[number] or None,) if letters else ())
                 for number, (labels, planned, one) in enumerate(zip(cells.labels, cells.planned, samples, strict=True))
             ),
-            notes=(*_reach(samples, len(chosen), question), *too_many, *missing, *cells.notes),
+            notes=(*_reach(samples, len(chosen), question), *without, *too_many, *missing, *cells.notes),
         ),
         "pairs": _pairs_table(cells, samples, chosen, family, question, suite, said, (*too_many, *missing)),
         "effects": _effects_table(cells, samples, question, suite, missing),
@@ -90,7 +89,7 @@ def tables(
 
 
 def _cell_columns(cells: Cells, question: Question, letters: bool) -> tuple[Column, ...]:
-    number, interval = METRICS[question.metric], f"{question.percent} interval"
+    number, interval = question.number, f"{question.percent} interval"
     return (
         *(Column(axis, axis, align="left") for axis in cells.axes),
         Column("n", "n", of="planned"),
@@ -157,8 +156,13 @@ def _pairs(cells: Cells, names: Sequence[tuple[str, str]]) -> tuple[list[tuple[i
     for name in itertools.chain(*names):
         if name not in known:
             raise UserError(f"--pairs {name}: is no cell{did_you_mean(name, [*known][:50])}")
+    chosen: dict[frozenset[str], tuple[int, int]] = {}
+    for first, second in names:
+        if first == second:
+            raise UserError(f"--pairs {first} {second}: is one cell: name two")
+        chosen.setdefault(frozenset((first, second)), (known[first], known[second]))
     if names:
-        return [(known[first], known[second]) for first, second in names], []
+        return [*chosen.values()], []
     count = math.comb(len(known), 2)
     if count > MOST_PAIRS:
         many = f"{len(known):,} cells have {count:,} pairs, more than {MOST_PAIRS:,}"
@@ -166,17 +170,30 @@ def _pairs(cells: Cells, names: Sequence[tuple[str, str]]) -> tuple[list[tuple[i
     return list(itertools.combinations(range(len(known)), 2)), []
 
 
-def _letters(samples: Sequence[Sample], pairs: Sequence[tuple[int, int]], family: Family) -> list[str] | None:
-    """Return the letters of the cells, "a" with the highest mean; cells without numbers have none."""
-    means = [one.values.mean() if one.seeds else -math.inf for one in samples]
-    order = [int(cell) for cell in np.argsort(-np.asarray(means), kind="stable") if samples[cell].seeds]
+def _letters(
+    samples: Sequence[Sample], pairs: Sequence[tuple[int, int]], family: Family
+) -> tuple[list[str] | None, list[str]]:
+    """Return the letters of the cells, "a" with the highest mean, and a line on those that have none.
+
+    To share a letter or not says something of a pair, so only cells that were tested with each other have letters:
+    none has one that was tested with no other, nor then one that is left in a pair that was not tested.
+    """
+    adjusted = family.adjusted()
+    untested = [pair for pair, p in zip(pairs, adjusted, strict=True) if p is None]
+    tested = {cell for pair, p in zip(pairs, adjusted, strict=True) if p is not None for cell in pair}
+    tested -= {cell for pair in untested if tested.issuperset(pair) for cell in pair}
+    order = sorted(tested, key=lambda cell: (-samples[cell].values.mean(), cell))
     place = {cell: rank for rank, cell in enumerate(order)}
     different = np.zeros((len(order), len(order)), bool)
-    for (a, b), p in zip(pairs, family.adjusted(), strict=True):
-        if p is not None and p < family.level:
+    for (a, b), p in zip(pairs, adjusted, strict=True):
+        if p is not None and p < family.level and a in place and b in place:
             different[place[a], place[b]] = different[place[b], place[a]] = True
-    letters = stats.tie_letters(different) if order else None
-    return None if letters is None else [letters[place[cell]] if cell in place else "" for cell in range(len(samples))]
+    letters = stats.tie_letters(different) if len(order) > 1 else None
+    none = f": {counted(len(samples) - len(order), 'cell')} of theirs without a letter" if letters else ""
+    notes = [f"{len(untested):,} of {counted(len(pairs), 'pair')} not tested{none}"] if untested else []
+    if letters is None:
+        return None, notes
+    return [letters[place[cell]] if cell in place else "" for cell in range(len(samples))], notes
 
 
 def _pairs_table(
@@ -189,7 +206,7 @@ def _pairs_table(
     said: str,
     notes: Iterable[str],
 ) -> Table:
-    number, interval = f"+{METRICS[question.metric]}", f"{question.percent} interval"
+    number, interval = f"+{question.number}", f"{question.percent} interval"
     rows = tuple(
         (
             *(name_of(cells.labels[cell]) for cell in (a, b)),
@@ -214,6 +231,8 @@ def _pairs_table(
                 else []
             ),
             "not told apart: no evidence of a difference, which is no evidence that there is none",
+            metrics.says(question.metric, cells.best),
+            *cells.header,
         ),
         columns=(
             Column("first", "first", align="left"),
@@ -228,7 +247,7 @@ def _pairs_table(
             Column("verdict", "verdict", align="left"),
         ),
         rows=rows,
-        notes=(*family.notes(), *notes),
+        notes=(*family.notes(), *notes, *cells.notes),
     )
 
 
@@ -260,6 +279,8 @@ def _effects_table(
             " less what chance adds",
             "interactions: what the cells' means differ by beyond the sum of the axes; seed: what trials of one cell"
             " differ by",
+            metrics.says(question.metric, cells.best),
+            *cells.header,
         ),
         columns=(
             Column("source", "source", align="left"),
@@ -268,7 +289,7 @@ def _effects_table(
             Column("omega", "omega²", ".3f"),
         ),
         rows=tuple(rows),
-        notes=(*why, *missing),
+        notes=(*why, *missing, *cells.notes),
     )
 
 
@@ -278,7 +299,7 @@ def _grid(cells: Cells, samples: Sequence[Sample]) -> tuple[npt.NDArray[np.float
     An unbalanced grid has no one answer, so only the seeds that all cells have are used.
     """
     levels = [list(dict.fromkeys(column)) for column in zip(*cells.labels, strict=True)]
-    varying = [index for index, found in enumerate(levels) if len(found) > 1]
+    varying = [i for i, found in enumerate(levels) if len(found) > 1 and cells.axes[i] in cells.compared]
     axes = [cells.axes[index] for index in varying]
     if not varying:
         return None, axes, ["not computed: no axis has two values"]

@@ -27,6 +27,9 @@ AT_ONCE = 250
 class Metric:
     """A number that every finished trial has."""
 
+    title: str
+    """In figures."""
+    unit: str
     meaning: str
     format: str
     column: str = ""
@@ -35,31 +38,73 @@ class Metric:
     """Whether it is one of an epoch, in ``epochs/`` too, so that the rule matters."""
 
 
+_SHARE, _LOSS = "share of images", "mean per image"
+_TRAINING = "while training (augmented, dropout on)"
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("share of the test images, 0 to 1", ".4f", "test_accuracy", by_epoch=True),
-    "macro_f1": Metric("mean of the classes' F1 scores on the test images, 0 to 1", ".4f"),
-    "loss": Metric("mean loss over the test images", ".4f", "test_loss", by_epoch=True),
-    "val_accuracy": Metric("share of the validation images, 0 to 1", ".4f", "val_accuracy", by_epoch=True),
-    "val_loss": Metric("mean loss over the validation images", ".4f", "val_loss", by_epoch=True),
+    "accuracy": Metric("test accuracy", _SHARE, "share of the test images, 0 to 1", ".4f", "test_accuracy", True),
+    "macro_f1": Metric("macro F1", "0 to 1", "mean of the classes' F1 scores on the test images, 0 to 1", ".4f"),
+    "loss": Metric("test loss", _LOSS, "mean loss over the test images", ".4f", "test_loss", True),
+    "val_accuracy": Metric(
+        "validation accuracy", _SHARE, "share of the validation images, 0 to 1", ".4f", "val_accuracy", True
+    ),
+    "val_loss": Metric("validation loss", _LOSS, "mean loss over the validation images", ".4f", "val_loss", True),
     "train_accuracy": Metric(
-        "share of the training images, 0 to 1, while training (augmented, dropout on)",
-        ".4f",
-        "train_accuracy",
-        by_epoch=True,
+        "training accuracy", _SHARE, f"share of the training images, 0 to 1, {_TRAINING}", ".4f", "train_accuracy", True
     ),
     "train_loss": Metric(
-        "mean loss over the training images while training (augmented, dropout on)", ".4f", "train_loss", by_epoch=True
+        "training loss", _LOSS, f"mean loss over the training images {_TRAINING}", ".4f", "train_loss", True
     ),
-    "epochs": Metric("number trained", ".1f", "epochs"),
-    "images_per_second": Metric("training images per second of training steps", ",.0f", "images_per_second"),
-    "train_seconds": Metric("seconds in training steps", ",.1f", "train_seconds"),
-    "wall_seconds": Metric("seconds from a trial's start to its row", ",.1f", "wall_seconds"),
-    "parameters": Metric("number of weights", ",.0f", "parameters"),
+    "epochs": Metric("epochs trained", "number", "number trained", ".1f", "epochs"),
+    "images_per_second": Metric(
+        "speed of training",
+        "images per second",
+        "training images per second of training steps",
+        ",.0f",
+        "images_per_second",
+    ),
+    "train_seconds": Metric("time in training steps", "s", "seconds in training steps", ",.1f", "train_seconds"),
+    "wall_seconds": Metric(
+        "time from start to row", "s", "seconds from a trial's start to its row", ",.1f", "wall_seconds"
+    ),
+    "parameters": Metric("weights", "number", "number of weights", ",.0f", "parameters"),
 }
-"""What ``--metric`` can name."""
+"""What ``--metric`` can name. So can the columns where they are called otherwise, `test_accuracy` and `test_loss`."""
+STORED = tuple(name for name, metric in METRICS.items() if metric.column)
+"""Those that are a column of ``trials/``."""
 COLUMNS = tuple(metric.column for metric in METRICS.values() if metric.column)
 OF_EPOCHS = tuple(metric.column for metric in METRICS.values() if metric.by_epoch)
 """Those that ``epochs/`` has too."""
+
+
+def chosen_by(best: str, rule: Rule = "best_val") -> str:
+    """Say which weights the numbers of a trial are of; ``best`` is the suite's ``train.best``."""
+    rules: dict[Rule, str] = {
+        "best_val": f"the weights of the epoch with the best {best}",
+        "last": "last, the weights after the last epoch",
+        "peek": "peek, the weights of the epoch with the best test accuracy",
+    }
+    return rules[rule]
+
+
+def says(metric: str, best: str, rule: Rule = "best_val") -> str:
+    """Say what a metric is, and where it is one of an epoch, which rule chose that."""
+    found = METRICS[metric]
+    of_epoch = found.by_epoch or not found.column
+    return f"{metric}: {found.meaning}" + (f"; selection rule: {chosen_by(best, rule)}" if of_epoch else "")
+
+
+def find_metric(word: str, among: Iterable[str] = METRICS) -> str:
+    """Return the name in `METRICS` of the metric or the column that is called ``word``.
+
+    Raises:
+        UserError: if there is none, with what was meant, or it is none of ``among``.
+    """
+    names = {METRICS[name].column or name: name for name in among} | {name: name for name in among}
+    if word in names:
+        return names[word]
+    if word in METRICS:
+        raise UserError(f"--metric {word}: is computed from predictions, by raybench summarize alone")
+    raise UserError(f"--metric {word}: no such metric{did_you_mean(word, [*among, *names])}")
 
 
 def find_rule(name: str) -> Rule:
@@ -75,13 +120,11 @@ def find_rule(name: str) -> Rule:
 
 
 def check(metric: str, rule: Rule) -> None:
-    """Refuse what is no metric, and a rule where it chooses nothing.
+    """Refuse a rule where it chooses nothing.
 
     Raises:
         UserError: naming the option, and what would be right.
     """
-    if metric not in METRICS:
-        raise UserError(f"--metric {metric}: no such metric{did_you_mean(metric, METRICS)}")
     if rule != "best_val" and metric == "macro_f1":
         raise UserError(f"--rule {rule}: predictions, and so macro_f1, are stored of the epoch of best_val alone")
     if rule != "best_val" and not METRICS[metric].by_epoch:
@@ -108,7 +151,7 @@ def values_of(
     epochs: pd.DataFrame | None = None,
     predictions: PredictionsOf | None = None,
 ) -> pd.Series:
-    """Return the metric of every row of ``stored``, in its order; NaN where there is none.
+    """Return the metric of every row of ``stored``, in its order; NaN where there is none, or an infinite loss.
 
     Args:
         stored: columns ``trial_id`` and `COLUMNS` (`raybench.cells.stored_of`).
@@ -120,9 +163,14 @@ def values_of(
         return stored["trial_id"].map(_macro_f1s(stored["trial_id"], predictions)).astype(float)
     column = METRICS[metric].column
     if rule == "best_val":
-        return stored[column].astype(float)
+        return finite(stored[column])
     assert epochs is not None
-    return stored["trial_id"].map(chosen_epochs(epochs, rule)[column]).astype(float)
+    return finite(stored["trial_id"].map(chosen_epochs(epochs, rule)[column]))
+
+
+def finite(values: pd.Series) -> pd.Series:
+    """Return ``values`` with NaN for infinite ones: of such a loss there is no mean."""
+    return values.astype(float).replace([np.inf, -np.inf], np.nan)
 
 
 def _macro_f1s(trial_ids: Iterable[str], predictions: PredictionsOf) -> dict[str, float]:

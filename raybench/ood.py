@@ -16,10 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raybench.axes import Label
-from raybench.grid import Trial, by_cell
+from raybench.cells import Cells, counted
+from raybench.metrics import chosen_by
 from raybench.records import Activations, DetectionRow, Score
 from raybench.settings import DatasetSettings
-from raybench.suite import OutOfDistribution, Suite
+from raybench.suite import OutOfDistribution
 from raybench.table import Column, Table
 
 Numbers = NDArray[np.floating[Any]]
@@ -164,35 +165,34 @@ COLUMNS = (
 MEANS = ("threshold", "accuracy", "peek_accuracy", "auroc", "fpr95")
 
 
-def table(rows: pd.DataFrame, suite: Suite, asked: Sequence[OutOfDistribution], trials: Sequence[Trial]) -> Table:
+def table(rows: pd.DataFrame, cells: Cells, suite: str, asked: Sequence[OutOfDistribution]) -> Table:
     """Return means over the trials of each cell, for each dataset outside, score and layer.
 
     Args:
         rows: of ``ood/``; those of other trials or settings are left out, and a note says of which datasets.
+        cells: what `raybench.cells.find_cells` found in a suite's results.
+        suite: its name.
         asked: which datasets outside, in their order.
-        trials: those planned; of a search, the points that lost are left out.
     """
-    trials = [trial for trial in trials if suite.confirm == "none" or trial.stage != "search"]
-    stored = rows[rows["trial_id"].isin([trial.id for trial in trials])]
+    stored = rows[rows["trial_id"].isin(cells.finished["trial_id"])]
     parts = [stored[stored["settings"] == settings_text(ood)] for ood in asked]
-    axes = suite.names("compare")
     lines: list[tuple[Label | None, ...]] = []
-    for cell, members in by_cell(trials).items():
+    for labels, members, planned in zip(cells.labels, cells.members, cells.planned, strict=True):
         for part in parts:
             here = part[part["trial_id"].isin([trial.id for trial in members])]
-            lines += ((*cell, *line) for line in _lines(here, len(members)))
+            lines += ((*labels, *line) for line in _lines(here, planned))
     return Table(
-        suite=suite.name,
-        title=f"{suite.name}: images from outside of the data",
-        header=(*_header(parts, asked),),
-        warnings=(),
-        columns=(*(Column(axis, axis, align="left") for axis in axes), *COLUMNS),
+        suite=suite,
+        title=f"{suite}: images from outside of the data",
+        header=(*_header(parts, asked, chosen_by(cells.best)), *cells.header),
+        warnings=cells.warnings,
+        columns=(*(Column(axis, axis, align="left") for axis in cells.axes), *COLUMNS),
         rows=tuple(lines),
-        notes=(*_notes(parts, trials), *_others(stored, asked)),
+        notes=(*_notes(parts, cells), *_others(stored, asked), *cells.notes),
     )
 
 
-def _header(parts: Sequence[pd.DataFrame], asked: Sequence[OutOfDistribution]) -> Iterable[str]:
+def _header(parts: Sequence[pd.DataFrame], asked: Sequence[OutOfDistribution], rule: str) -> Iterable[str]:
     names = [name_of(ood.dataset) for ood in asked]
     yield f"inside: the test images of each trial; outside: test images of {', '.join(names)}"
     yield "an image is taken for one from outside if its score is below the threshold"
@@ -203,6 +203,7 @@ def _header(parts: Sequence[pd.DataFrame], asked: Sequence[OutOfDistribution]) -
     yield "accuracy: share told rightly; peek: with a threshold that the judged images choose themselves (report 004)"
     yield "AUROC, and FPR95, the share from outside that is accepted where 95 % from inside are, need no threshold"
     yield "mean over n trials; std: of the accuracy, sample standard deviation (ddof=1)"
+    yield f"selection rule: {rule}"
 
 
 def _lines(rows: pd.DataFrame, planned: int) -> Iterable[tuple[Label | None, ...]]:
@@ -223,9 +224,9 @@ def _lines(rows: pd.DataFrame, planned: int) -> Iterable[tuple[Label | None, ...
         yield tuple(values[column.name] for column in COLUMNS)
 
 
-def _notes(parts: Sequence[pd.DataFrame], trials: Sequence[Trial]) -> Iterable[str]:
-    if lacking := len(trials) - min(rows["trial_id"].nunique() for rows in parts):
-        yield f"{lacking} of {len(trials)} trials are not counted: not finished, or without weights"
+def _notes(parts: Sequence[pd.DataFrame], cells: Cells) -> Iterable[str]:
+    if lacking := len(cells.finished) - min(rows["trial_id"].nunique() for rows in parts):
+        yield f"{counted(lacking, 'finished trial')} in no number: not asked, or without weights"
 
 
 def _others(stored: pd.DataFrame, asked: Sequence[OutOfDistribution]) -> Iterable[str]:

@@ -11,18 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raybench import stats
+from raybench import metrics, stats
 from raybench.cells import Cells, counted
-from raybench.errors import UserError, did_you_mean
+from raybench.errors import UserError
+from raybench.metrics import METRICS
 from raybench.stats import Compared
-
-ACCURACY = "test_accuracy"
-METRICS = {
-    ACCURACY: ".4f",
-    **dict.fromkeys(("test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss"), ".4f"),
-    **dict.fromkeys(("epochs", "train_seconds", "wall_seconds", "images_per_second"), ".1f"),
-}
-"""Columns of results that can be compared, and how their means are written for people."""
 
 Over = Literal["seeds", "images", "both"]
 Test = Literal["welch", "paired", "sign-flip"]
@@ -44,7 +37,8 @@ class Question:
         UserError: if the parts do not fit together.
     """
 
-    metric: str = ACCURACY
+    metric: str = "accuracy"
+    """What `metrics.find_metric` finds among the stored ones; it is kept by its name there."""
     over: Over = "seeds"
     """What would be drawn again: other seeds, other test images, or both."""
     test: Test = "welch"
@@ -55,16 +49,20 @@ class Question:
     """Of the bootstrap's draws."""
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise UserError(f"--metric {self.metric}: cannot be compared{did_you_mean(self.metric, METRICS)}")
+        object.__setattr__(self, "metric", metrics.find_metric(self.metric, metrics.STORED))
         if self.over == "seeds":
             return
-        if self.metric != ACCURACY:
+        if self.metric != "accuracy":
             raise UserError(f"--metric {self.metric}: --over {self.over} compares the answers to single test images")
         if self.test != "welch":
             raise UserError(f"--test {self.test}: is a test over seeds, not with --over {self.over}")
         if self.interval == "t":
             raise UserError(f"--interval t: is over seeds; with --over {self.over} it is bootstrap")
+
+    @property
+    def number(self) -> str:
+        """Return how people see the metric's numbers."""
+        return METRICS[self.metric].format
 
     @property
     def level(self) -> float:
@@ -112,10 +110,14 @@ def sample(cells: Cells, metric: str, predictions: pd.DataFrame | None = None) -
     Args:
         predictions: of the test images, where they are asked for: columns trial_id, index, label, prediction.
     """
-    rows = cells.finished.dropna(subset=metric).sort_values("seed")
+    column = METRICS[metric].column
+    stored = cells.finished.dropna(subset=column)
+    rows = stored[metrics.finite(stored[column]).notna()].sort_values("seed")
     notes = []
-    if lost := len(cells.finished) - len(rows):
+    if lost := len(cells.finished) - len(stored):
         notes.append(f"{metric} is not stored for {counted(lost, 'finished trial')}")
+    if lost := len(stored) - len(rows):
+        notes.append(f"{metric} is not finite in {counted(lost, 'finished trial')}, which are in no number here")
     answers: dict[str, tuple[npt.NDArray[np.bool_], int]] = {}
     if predictions is not None:
         fingerprints = dict(zip(rows["trial_id"], rows["dataset_fingerprint"].astype(str), strict=True))
@@ -132,7 +134,7 @@ def sample(cells: Cells, metric: str, predictions: pd.DataFrame | None = None) -
     at: list[list[int]] = [[] for _ in cells.labels]
     for row, cell in enumerate(rows["cell"]):
         at[cell].append(row)
-    seeds, ids, values = rows["seed"].tolist(), rows["trial_id"].tolist(), rows[metric].to_numpy(float)
+    seeds, ids, values = rows["seed"].tolist(), rows["trial_id"].tolist(), rows[column].to_numpy(float)
     samples = []
     for labels, members in zip(cells.labels, at, strict=True):
         one = Sample(tuple(seeds[row] for row in members), values[members])

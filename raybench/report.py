@@ -121,8 +121,8 @@ def report(store: Store, choice: Choice, results: Results, given: Mapping[str, M
     stored: dict[str, dict[str, Any]] = {
         trial.id: {str(name): value for name, value in by_id[trial.id].items()} for trial in trials if trial.id in by_id
     }
-    summary = summarize(rows, suite, trials)
-    statistics = tables(find_cells(rows, suite, trials), suite.name, Question())
+    summary = summarize(rows, suite, trials, seeds=choice.seeds())
+    statistics = tables(find_cells(rows, suite, trials, choice.seeds()), suite.name, Question())
     said = itertools.chain.from_iterable(table.warnings for table in (summary, *statistics.values()))
     drawn, not_drawn = _figures(results, given or {})
     script = _source(SCRIPT)

@@ -13,6 +13,7 @@ from raybench import ensemble, metrics
 from raybench.axes import Label
 from raybench.cells import (
     Group,
+    best_of,
     cells_of,
     counted,
     data_of,
@@ -27,6 +28,7 @@ from raybench.cells import (
     stored_of,
     unplanned,
     warnings_of,
+    winner_axes,
 )
 from raybench.errors import UserError, did_you_mean
 from raybench.grid import Trial
@@ -73,8 +75,11 @@ class View:
     columns: tuple[str, ...] = ()
     """Axes whose values get a group of columns each."""
     metric: str = "accuracy"
-    """One of `metrics.METRICS`."""
+    """What `metrics.find_metric` finds; it is kept by its name there."""
     rule: Rule = "best_val"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", metrics.find_metric(self.metric))
 
     @property
     def is_compared(self) -> bool:
@@ -88,6 +93,7 @@ def summarize(
     trials: Sequence[Trial],
     view: View | None = None,
     *,
+    seeds: Sequence[int] = (),
     epochs: pd.DataFrame | None = None,
     predictions: PredictionsOf | None = None,
 ) -> Table:
@@ -101,6 +107,7 @@ def summarize(
             (`raybench.published.verdict`).
         trials: the plan, `plan.expand(suite)` or a part of it: decides which cells there are, and their order.
         view: which axes, metric and rule; by default all axes, and the accuracy as it was stored.
+        seeds: those that were chosen, `plan.Choice.seeds`; by default all of the suite.
         epochs: rows of ``epochs/``, for the rules ``last`` and ``peek``.
         predictions: `raybench.store.Store.predictions`, for the metric ``macro_f1``.
 
@@ -115,7 +122,7 @@ def summarize(
     view = view or View()
     metrics.check(view.metric, view.rule)
     shown_axes = _axes(suite, trials, view)
-    groups = list(groups_of(suite, trials, (*shown_axes, *view.columns)))
+    groups = list(groups_of(suite, trials, (*shown_axes, *view.columns), seeds))
     shown = [trial for group in groups for trial in group.members]
     stored = stored_of(rows, [group.members for group in groups])
     finished = stored[stored["status"].isin(FINISHED)]
@@ -135,7 +142,12 @@ def summarize(
     keys = [key for key in PUBLISHED if any(f"published_{key}" in number for number in beside)]
     columns, table = (_pivot if view.columns else _long)(suite, groups, numbers, shown_axes, view, keys)
     pooled = pooled_in(groups)
-    said = [*_without_value(finished, view), *_unequal(with_value, shown, groups), *_verdicts(numbers)]
+    said = [
+        *_without_value(finished, view),
+        *_no_optimism(with_value, view),
+        *_unequal(with_value, shown, groups),
+        *_verdicts(numbers),
+    ]
     return Table(
         suite=suite.name,
         title=", ".join(
@@ -149,7 +161,7 @@ def summarize(
         ),
         header=(
             *_header(view, stored, shown or trials, pooled, epochs=any(column.name == "epochs" for column in columns)),
-            *search_of(rows, suite, trials),
+            *search_of(rows, suite, trials, seeds),
             *([said_of(suite.reference)] if any(number.get("sigma") is not None for number in numbers) else []),
         ),
         warnings=(*warnings_of(stored, trials), *_of_rule(view)),
@@ -186,7 +198,14 @@ def _axes(suite: Suite, trials: Sequence[Trial], view: View) -> tuple[str, ...]:
     if view.rows:
         return view.rows
     cells = cells_of(suite, trials)
-    return tuple(axis for axis in (*suite.names("compare"), *search_axes(suite, cells)) if axis not in view.columns)
+    in_columns = (*view.columns, *_winners(suite, view))
+    return tuple(axis for axis in (*suite.names("compare"), *search_axes(suite, cells)) if axis not in in_columns)
+
+
+def _winners(suite: Suite, view: View) -> list[str]:
+    """Return the searched axes whose winners stand beside the numbers of a pivot, where each column has its own."""
+    of_cells = any(axis in suite.names("compare") for axis in view.columns)
+    return [axis for axis in winner_axes(suite) if of_cells and axis not in (*view.rows, *view.columns)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,13 +219,14 @@ def _numbers(with_value: pd.DataFrame, groups: Sequence[Group], suite: Suite, vi
     found["epochs"] = by_cell["epochs"].mean()
     if view.rule == "peek":
         found["best_val"] = by_cell["best_val"].mean()
-        found["optimism"] = found["mean"] - found["best_val"]
+        found["optimism"] = (found["mean"] - found["best_val"]).drop(_peeked(with_value), errors="ignore")
     found = found.reindex(range(len(groups))).astype(object)
     protocol = Protocol(suite) if view.is_compared else None
     numbers = []
     for group, measured in zip(groups, found.where(found.notna(), None).to_dict("records"), strict=True):
         number = {str(name): value for name, value in measured.items()}
         number |= {"n": int(number.pop("count") or 0), "planned": group.planned}
+        number |= {axis: group.labels.get(axis) for axis in _winners(suite, view)}
         if protocol:
             published = published_row(suite, group.labels)
             number |= _as_published(published)
@@ -216,6 +236,11 @@ def _numbers(with_value: pd.DataFrame, groups: Sequence[Group], suite: Suite, vi
                 number["sigma"], number["verdict"] = verdict(number["n"], number["mean"], number["std"], published, why)
         numbers.append(number)
     return numbers
+
+
+def _peeked(with_value: pd.DataFrame) -> list[int]:
+    """Return the groups whose epochs ``best_val`` has chosen on the test images too."""
+    return with_value["cell"][with_value["validation"] == "test"].unique().tolist()
 
 
 def _as_published(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,6 +306,7 @@ def _pivot(
         names[name] = None
         cells.setdefault(tuple(group.labels[axis] for axis in axes), {})[name] = number
     each, of_axes = _each_value(view, keys), "/".join(view.columns)
+    each += [Column(axis, axis, align="left") for axis in _winners(suite, view)]
     columns = [Column(axis, axis, align="left") for axis in axes]
     for name in names:
         for column in each:
@@ -339,16 +365,8 @@ def _header(
     epochs: bool = False,
 ) -> list[str]:
     """Say what the numbers are; where ``epochs`` are shown, these too."""
-    metric = METRICS[view.metric]
-    best = listed(trial.settings["train"]["best"] for trial in planned)
-    rules: dict[Rule, str] = {
-        "best_val": f"the weights of the epoch with the best {best}",
-        "last": "last, the weights after the last epoch",
-        "peek": "peek, the weights of the epoch with the best test accuracy",
-    }
-    rule = f"; selection rule: {rules[view.rule]}" if metric.by_epoch or not metric.column else ""
     lines = [
-        f"{view.metric}: {metric.meaning}{rule}",
+        metrics.says(view.metric, best_of(planned), view.rule),
         "std: sample standard deviation (ddof=1); n: finished trials, of those planned where some are missing"
         + ("; epochs: mean number trained" if epochs else ""),
     ]
@@ -391,10 +409,17 @@ def _without_value(finished: pd.DataFrame, view: View) -> list[str]:
         return []
     why = {
         "peek": "were not tested after every epoch (train.test_every_epoch)",
-        "last": f"have no {view.metric} of their last epoch",
-        "best_val": "have no readable predictions" if view.metric == "macro_f1" else f"have no {view.metric}",
+        "last": f"have no finite {view.metric} of their last epoch",
+        "best_val": "have no readable predictions" if view.metric == "macro_f1" else f"have no finite {view.metric}",
     }
     return [f"{counted(without, 'finished trial')} in no number: they {why[view.rule]}"]
+
+
+def _no_optimism(with_value: pd.DataFrame, view: View) -> list[str]:
+    """Say where there is nothing to compare ``peek`` with."""
+    if view.rule != "peek" or not (rows := len(_peeked(with_value))):
+        return []
+    return [f"no optimism in {counted(rows, 'mean')}: with validation = test, best_val has peeked as well"]
 
 
 def _unequal(with_value: pd.DataFrame, shown: Sequence[Trial], groups: Sequence[Group]) -> list[str]:
@@ -417,31 +442,36 @@ def _verdicts(numbers: Sequence[Mapping[str, Any]]) -> list[str]:
 # Ensembles
 
 
-def summarize_ensembles(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial], predictions: PredictionsOf) -> Table:
+def summarize_ensembles(
+    rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial], predictions: PredictionsOf, seeds: Sequence[int] = ()
+) -> Table:
     """Return one row per cell: the mean accuracy of its trials, and that of them together.
 
     The finished trials of a cell are combined on the test images (`raybench.ensemble`); those of different images are
     not, and one alone is no ensemble. ``gain`` is the accuracy of the mean softmax minus the mean of the trials'.
 
     Args:
-        rows, suite, trials: as for `summarize`.
+        rows, suite, trials, seeds: as for `summarize`.
         predictions: `raybench.store.Store.predictions`.
     """
     axes = _axes(suite, trials, View())
-    groups = list(groups_of(suite, trials, axes))
+    groups = list(groups_of(suite, trials, axes, seeds))
     shown = [trial for group in groups for trial in group.members]
     stored = stored_of(rows, [group.members for group in groups])
     finished = stored[stored["status"].isin(FINISHED)]
     notes, table = [], []
     for index, group in enumerate(groups):
-        ids = finished["trial_id"][finished["cell"] == index]
-        found = list(predictions(ids).values())
+        here = finished[finished["cell"] == index]
+        ids, by_id = here["trial_id"], predictions(here["trial_id"])
+        found = list(by_id.values())
+        prints = here["dataset_fingerprint"][ids.isin(by_id.keys())]
+        same = prints.nunique(dropna=False) == 1 and ensemble.same_images(found)
         if len(found) < len(ids):
             without = counted(len(ids) - len(found), "finished trial")
             notes.append(f"{_cell_name(group)}: {without} in no number: no readable predictions")
-        if found and not ensemble.same_images(found):
+        if found and not same:
             notes.append(f"{_cell_name(group)}: not combined: its trials have different test images")
-        table.append((*(group.labels[axis] for axis in axes), *_combined(found, group)))
+        table.append((*(group.labels[axis] for axis in axes), *_combined(found, group, same)))
     return Table(
         suite=suite.name,
         title=f"{suite.name}: {suite.about}, ensembles" if suite.about else f"{suite.name}, ensembles",
@@ -450,7 +480,7 @@ def summarize_ensembles(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial
             "ensemble: of the n trials of a row, from their stored logits; mean softmax: the largest class of the mean"
             " of their softmax; majority vote: the class that most of them predict, of equally many votes the one with"
             " the larger mean softmax; gain: mean softmax minus mean",
-            *search_of(rows, suite, trials),
+            *search_of(rows, suite, trials, seeds),
         ),
         warnings=warnings_of(stored, trials),
         columns=(*(Column(axis, axis, align="left") for axis in axes), *MEASURED[:4], *COMBINED),
@@ -459,12 +489,12 @@ def summarize_ensembles(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial
     )
 
 
-def _combined(found: Sequence[Predictions], group: Group) -> list[float | None]:
+def _combined(found: Sequence[Predictions], group: Group, same: bool) -> list[float | None]:
     """Return n, the number planned, mean and std of the trials, and accuracies and gain of the ensembles."""
     single = pd.Series([float((trial.prediction == trial.label).mean()) for trial in found], dtype=float)
     mean, std = (None if pd.isna(value) else float(value) for value in (single.mean(), single.std()))
     numbers: list[float | None] = [len(found), group.planned, mean, std]
-    if len(found) < 2 or not ensemble.same_images(found):
+    if len(found) < 2 or not same:
         return [*numbers, None, None, None]
     softmax, vote = ensemble.accuracies(found)
     return [*numbers, softmax, vote, softmax - mean if mean is not None else None]

@@ -154,6 +154,10 @@ TEX = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "±": r"$\pm$",
+        "|": r"\textbar{}",
+        "²": r"$^2$",
+        "–": "--",
+        "→": r"$\to$",
     }
 )
 
@@ -172,8 +176,19 @@ def _latex(table: Table) -> str:
         caption=". ".join((table.title, *table.warnings)).translate(TEX),
         label=f"tab:{'-'.join(filter(None, (table.suite, table.part)))}",
     )
-    said = "\n".join((*table.header, *table.notes))
-    return "".join(f"% {line}\n" for line in said.splitlines()) + body
+    start, end = r"\begin{tabular}", r"\end{tabular}" + "\n"
+    before, _, rest = body.partition(start)
+    grid, _, after = rest.rpartition(end)
+    return "".join((before, _latex_lines(table.header), start, grid, end, _latex_lines(table.notes), after))
+
+
+def _latex_lines(lines: Sequence[str]) -> str:
+    """Return lines as small text, as wide as the page's; nothing in it is markup, nor are two hyphens a dash."""
+    if not lines:
+        return ""
+    words = ("-{}-".join(part.translate(TEX) for part in " ".join(line.split()).split("--")) for line in lines)
+    text = [rf"{line}\par" for line in words]
+    return "\n".join([r"\par\smallskip\parbox{\linewidth}{\footnotesize\raggedright", *text, r"}\par\smallskip", ""])
 
 
 def _csv(table: Table) -> str:

@@ -743,8 +743,10 @@ def test_stats_over_images(raybench: Raybench, store_results: Callable[..., Any]
     ("arguments", "message"),
     [
         (["--format", "csv"], "--format csv: holds one table: add --table cells, pairs or effects"),
-        (["--metric", "test_acuracy"], "--metric test_acuracy: cannot be compared; did you mean 'test_accuracy'?"),
+        (["--metric", "test_acuracy"], "--metric test_acuracy: no such metric; did you mean 'test_accuracy'?"),
         (["--pairs", "mlp", "cnn"], "--pairs cnn: is no cell; known: mlp, small_cnn"),
+        (["--pairs", "mlp", "mlp"], "--pairs mlp mlp: is one cell: name two"),
+        (["--seed", "4"], "--seed 4: nothing is drawn: goes with --interval bootstrap, --over images or both"),
         (["--over", "images", "--interval", "t"], "--interval t: is over seeds; with --over images it is bootstrap"),
     ],
     ids=shown,

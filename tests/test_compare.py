@@ -62,6 +62,23 @@ def test_the_same_results_are_identical(make: Make) -> None:
     )
 
 
+def test_what_equal_trials_need_not_repeat_is_compared_all_the_same(make: Make) -> None:
+    """The same bits, 21 images per second slower."""
+
+    def at(speed: float) -> Callable[[Trial], Any]:
+        return lambda trial: {"test_accuracy": accuracy(trial), "images_per_second": speed + trial.seed}
+
+    comparison = compare(make("before", at(36.0)), make("after", at(15.0)), Question(metric="images_per_second"))
+    assert comparison.differs
+    cells = comparison.tables["cells"]
+    assert [(row["difference"], row["verdict"]) for row in objects(cells)] == [(-21.0, "lower")] * 2
+    assert cells.notes == ("cells: 2 lower", "6 of 6 shared trials are identical to the last bit")
+    assert cells.header[1:3] == (
+        "difference: mean of the second minus that of the first; higher, lower: beyond noise",
+        "images_per_second: training images per second of training steps",
+    )
+
+
 def test_a_difference_beyond_noise_by_hand(make: Make) -> None:
     """mlp is 0.1 better with std 0.01 on both sides: t = 0.1 / (0.01 * sqrt(2 / 3)) = 12.2 at 4 degrees of freedom."""
     after = make("after", lambda trial: accuracy(trial) + 0.1 * (trial.cell[0] == "mlp"))

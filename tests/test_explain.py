@@ -13,6 +13,7 @@ from made import objects, row_of
 
 from raybench import plan
 from raybench import suite as suites
+from raybench.cells import find_cells
 from raybench.errors import UserError
 from raybench.explain import explain
 from raybench.grid import Trial
@@ -20,6 +21,7 @@ from raybench.plan import Choice, restore, snapshot
 from raybench.records import TrialRow
 from raybench.search import Ended
 from raybench.suite import shipped_suites
+from raybench.summarize import summarize
 from raybench.table import FORMATS, render
 
 SUITE = """
@@ -227,6 +229,30 @@ def test_a_search_that_goes_on_has_no_number_yet(load: Load) -> None:
     assert table.title == "small: model=mlp, augmentation=aug1"
     assert table.header[0] == "mean: none, n = 0 of 3 planned"
     assert [r["in_mean"] for r in objects(table)] == ["search", "pruned"]
+
+
+def test_a_winner_that_another_seed_confirms(load: Load) -> None:
+    """--only seed=1: the search is with seed 0 all the same."""
+    choice, search = load(SEARCH, only={"seed": ["1"]})
+    before = explain(frame([]), choice, search, MLP, "results")
+    assert before.header[0] == "mean: none, n = 0 of 1 planned"
+    summary = summarize(frame([]), choice.suite, search, seeds=choice.seeds())
+    assert {(row["n"], row["planned"]) for row in objects(summary)} == {(0, 1)}
+    assert {*find_cells(frame([]), choice.suite, search, choice.seeds()).planned} == {1}
+    trials = choice.trials(won(search))
+    table = explain(frame([row(trial, 0.5) for trial in trials]), choice, trials, MLP, "results")
+    assert [(r["seed"], r["lr"], r["stage"], r["in_mean"]) for r in objects(table)] == [
+        (1, 0.1, "confirm", "yes"),
+        (0, 0.1, "search", "won; its seed is not chosen"),
+        (0, 0.001, "search", "another point won"),
+    ]
+    assert table.header[0].endswith("n = 1 of 1 planned")
+    assert "search: 2 trials, 8 epochs" in table.header
+    assert (
+        "lr: in each cell the best of 2 points by val_accuracy with seed 0, trained with seed 1; the other points are"
+        " in no number"
+    ) in table.header
+    assert table.notes[-1] == "raybench run small.yaml --only model=mlp --only augmentation=aug1 --only seed=1"
 
 
 def test_points_that_are_rows_of_their_own(load: Load) -> None:

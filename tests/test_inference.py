@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from raybench.grid import Trial
 from raybench.inference import MOST_PAIRS, tables
 from raybench.question import Question
 from raybench.records import STATISTICS
-from raybench.table import Table
+from raybench.table import Table, render
 
 SUITE = """
 name: small
@@ -77,7 +78,7 @@ def test_cells_by_hand(make: Make) -> None:
         "letters": "c",
     }
     assert column(table, "letters") == ["c", "c", "b", "a"], "a has the highest mean"
-    assert table.title == "small: test_accuracy of the cells"
+    assert table.title == "small: accuracy of the cells"
     assert table.header[:4] == (
         "accuracy: share of the test images, 0 to 1; selection rule: the weights of the epoch with the best"
         " val_accuracy",
@@ -108,10 +109,30 @@ def test_only_what_finished_is_in_a_number(make: Make) -> None:
     assert (alone["mean"], alone["std"], alone["interval_low"]) == (0.54, None, None)
     assert table.notes == (
         "a cell has fewer than two seeds: its differences cannot be told from chance",
+        "3 of 6 pairs not tested: 1 cell of theirs without a letter",
         "1 trial failed, diverged: mlp/none/s0 with nan",
         "1 trial pruned",
         "1 trial not run yet",
     )
+
+
+def test_a_cell_that_was_tested_with_no_other_has_no_letter(make: Make) -> None:
+    """mlp/mild with one seed is far below mlp/none, but nothing was tested: it shares no letter with it."""
+    made = make(lambda trial: values(trial) if trial.cell != ("mlp", "mild") else None if trial.seed else 0.1)["cells"]
+    assert column(made, "letters") == ["c", None, "b", "a"]
+    assert made.notes[1] == "3 of 6 pairs not tested: 1 cell of theirs without a letter"
+
+
+def test_cells_of_a_pair_that_was_not_tested_have_no_letter(make: Make) -> None:
+    """Neither cell of mlp varies: each was tested with those of small_cnn, but not with the other."""
+    made = make(lambda trial: values(trial) if trial.cell[0] == "small_cnn" else 0.1 + 0.1 * (trial.cell[1] == "mild"))
+    assert column(made["cells"], "letters") == [None, None, "b", "a"]
+    assert made["cells"].notes[1] == "1 of 6 pairs not tested: 2 cells of theirs without a letter"
+    few = make(
+        lambda trial: values(trial) if trial.cell == ("small_cnn", "none") else 0.1 * len(trial.cell[1]), folder="few"
+    )["cells"]
+    assert "letters" not in [column.name for column in few.columns]
+    assert few.notes[1] == "3 of 6 pairs not tested"
 
 
 def test_a_search_is_in_no_number(make: Make) -> None:
@@ -130,6 +151,19 @@ def test_a_search_is_in_no_number(make: Make) -> None:
     assert "search: no winner is known yet" in open_.notes
 
 
+def test_every_table_says_the_rule_the_data_and_what_is_missing(make: Make) -> None:
+    made = make(lambda trial: None if trial.name == "mlp/none/s0" else values(trial))
+    for table in made.values():
+        assert {
+            "accuracy: share of the test images, 0 to 1; selection rule: the weights of the epoch with the best"
+            " val_accuracy",
+            "dataset: digits, 900 training images, 100 validation images, 500 test images, fingerprint"
+            " 0123456789abcdef",
+            "validation images: fraction 0.1",
+        } <= {*table.header}
+        assert table.notes[-1] == "1 trial not run yet"
+
+
 def test_a_table_is_marked_as_the_summary_is(make: Make) -> None:
     warning = "validation images = TEST images: the epoch was chosen on the test set, accuracies are optimistic"
     assert [table.warnings for table in make(validation="test").values()] == [(warning,)] * 3
@@ -139,11 +173,24 @@ def test_other_metrics(make: Make) -> None:
     table = make(lambda trial: {"val_loss": 1.0 + trial.seed}, metric="val_loss")["cells"]
     assert column(table, "mean") == [2.0] * 4
     assert table.title == "small: val_loss of the cells"
+    assert table.header[0] == (
+        "val_loss: mean loss over the validation images; selection rule: the weights of the epoch with the best"
+        " val_accuracy"
+    )
     missing = make(folder="missing", of=lambda trial: {"val_loss": 1.0 if trial.seed else None}, metric="val_loss")[
         "cells"
     ]
     assert column(missing, "n") == [2] * 4
     assert "val_loss is not stored for 4 finished trials" in missing.notes
+
+
+def test_a_loss_that_is_not_finite_is_in_no_number(make: Make) -> None:
+    made = make(lambda t: {"test_loss": np.inf if t.name == "mlp/none/s0" else 1.0 + values(t)}, metric="loss")
+    assert column(made["cells"], "n") == [2, 3, 3, 3]
+    for table in made.values():
+        assert "loss is not finite in 1 finished trial, which are in no number here" in table.notes
+        assert json.loads(render(table, "json"))["rows"], "no number is nan"
+    assert made["effects"].notes[0] == "over the 2 seeds that all cells have (1, 2), of 3"
 
 
 @pytest.mark.parametrize(("interval", "confidence"), [("t", 0.9), ("bootstrap", 0.95)])
@@ -191,6 +238,19 @@ def test_chosen_pairs_are_corrected_for_their_own_number(make: Make) -> None:
 def test_a_pair_of_no_cell(make: Make) -> None:
     with pytest.raises(UserError, match=r"^--pairs mlp/nune: is no cell; did you mean 'mlp/none'\?$"):
         make(pairs=[("mlp/nune", "mlp/mild")])
+
+
+def test_a_pair_that_is_named_again_counts_once(make: Make) -> None:
+    one, two = ("mlp/none", "mlp/mild"), ("small_cnn/none", "mlp/none")
+    made = make(pairs=[one, two, one, (one[1], one[0])])["pairs"]
+    assert [(row["first"], row["second"]) for row in objects(made)] == [one, two]
+    assert made.rows == make(pairs=[one, two], folder="once")["pairs"].rows
+    assert "Holm over 2 comparisons" in made.header[0]
+
+
+def test_a_cell_is_not_compared_with_itself(make: Make) -> None:
+    with pytest.raises(UserError, match=r"^--pairs mlp/none mlp/none: is one cell: name two$"):
+        make(pairs=[("mlp/none", "mlp/none")])
 
 
 def test_a_paired_test_uses_the_seeds_that_both_have(make: Make) -> None:
@@ -340,7 +400,7 @@ def test_effects_are_of_the_seeds_that_all_cells_have(make: Make) -> None:
     whole = make(text=SUITE.replace("seed: 3", "seed: 2"))["effects"]
     partly = make(folder="partly", of=lambda trial: None if trial.name == "mlp/none/s2" else values(trial))["effects"]
     assert partly.rows == whole.rows
-    assert partly.notes == ("over the 2 seeds that all cells have (0, 1), of 3",)
+    assert partly.notes == ("over the 2 seeds that all cells have (0, 1), of 3", "1 trial not run yet")
 
 
 @pytest.mark.parametrize(
@@ -358,6 +418,19 @@ def test_effects_that_cannot_be_told(make: Make, text: str, why: str) -> None:
     table = make(text=text)["effects"]
     assert table.rows == ()
     assert table.notes == (f"not computed: {why}",)
+
+
+def test_effects_of_winners_are_those_of_the_axes_that_are_compared(make: Make) -> None:
+    """0.01 wins for mlp, 0.001 for small_cnn: lr was chosen in each cell and is no axis of the grid."""
+    text = SUITE.replace("repeat", "search: {lr: [1e-3, 1e-2]}\nrepeat").replace("seed: 3", "seed: 1")
+
+    def of(trial: Trial) -> Any:
+        wins = (trial.settings["train"]["lr"] == 0.01) == (trial.cell[0] == "mlp")
+        return {"test_accuracy": values(trial) if wins else 0.99, "val_accuracy": float(wins)}
+
+    made = make(of, text)
+    assert column(made["cells"], "lr") == [0.01, 0.01, 0.001, 0.001]
+    assert made["effects"].rows == make(text=SUITE.replace("seed: 3", "seed: 1"), folder="without")["effects"].rows
 
 
 def test_effects_with_one_seed(make: Make) -> None:

@@ -13,8 +13,11 @@ from sklearn.metrics import f1_score
 from raybench import metrics
 from raybench.cli.tables import summarize
 from raybench.errors import UserError
-from raybench.metrics import METRICS, RULES, chosen_epochs, macro_f1, values_of
+from raybench.figures.results import check_metric, titled
+from raybench.inference import Question
+from raybench.metrics import METRICS, RULES, chosen_epochs, find_metric, macro_f1, values_of
 from raybench.records import EpochRow, Predictions, TrialRow
+from raybench.summarize import View
 
 EPOCHS = pd.DataFrame(
     [
@@ -72,7 +75,6 @@ def test_rules_have_names() -> None:
 @pytest.mark.parametrize(
     ("metric", "rule", "message"),
     [
-        ("acuracy", "best_val", "--metric acuracy: no such metric; did you mean 'accuracy'?"),
         ("macro_f1", "last", "--rule last: predictions, and so macro_f1, are stored of the epoch of best_val alone"),
         ("epochs", "peek", "--rule peek: epochs is of the whole trial, not of an epoch: leave --rule out"),
     ],
@@ -80,6 +82,36 @@ def test_rules_have_names() -> None:
 def test_what_cannot_be_asked_for(metric: str, rule: Any, message: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         metrics.check(metric, rule)
+
+
+def test_a_metric_is_found_by_its_name_and_by_its_column() -> None:
+    assert [find_metric(word) for word in ("accuracy", "test_accuracy", "test_loss", "val_loss")] == [
+        *("accuracy", "accuracy", "loss", "val_loss")
+    ]
+    assert [find_metric(METRICS[name].column) for name in metrics.STORED] == [*metrics.STORED]
+    for word, meant in (("acuracy", "accuracy"), ("test_acuracy", "test_accuracy"), ("val_acuracy", "val_accuracy")):
+        with pytest.raises(UserError, match=rf"^--metric {word}: no such metric; did you mean '{meant}'\?$"):
+            find_metric(word)
+    with pytest.raises(
+        UserError, match=r"^--metric macro_f1: is computed from predictions, by raybench summarize alone$"
+    ):
+        find_metric("macro_f1", metrics.STORED)
+
+
+@pytest.mark.parametrize("name", metrics.STORED)
+def test_every_command_knows_every_stored_metric(name: str) -> None:
+    for word in (name, METRICS[name].column):
+        assert View(metric=word).metric == Question(metric=word).metric == name
+        assert check_metric(word) == METRICS[name].column
+        assert titled(word) == f"{METRICS[name].title}\n({METRICS[name].unit})"
+
+
+def test_what_a_metric_is_and_where_it_matters_the_rule() -> None:
+    assert metrics.says("val_loss", "val_accuracy") == (
+        "val_loss: mean loss over the validation images; selection rule: the weights of the epoch with the best"
+        " val_accuracy"
+    )
+    assert metrics.says("epochs", "val_accuracy") == "epochs: number trained"
 
 
 def test_every_metric_is_a_stored_column_and_named_by_the_help() -> None:

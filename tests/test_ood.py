@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from made import objects
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from raybench import ood, table
+from raybench.cells import Cells, find_cells
 from raybench.grid import Trial
 from raybench.ood import accuracy, auroc, best_threshold, fpr_at_tpr, judge
 from raybench.parquet import DETECTION
@@ -20,6 +23,7 @@ from raybench.records import Activations, DetectionRow
 from raybench.suite import Suite
 
 LoadSuite = Callable[..., tuple[Suite, list[Trial]]]
+Finish = Callable[..., tuple[Suite, list[Trial], Cells]]
 
 
 def numbers(*values: float) -> np.ndarray:
@@ -137,17 +141,29 @@ def test_rows_say_what_they_are_of(load_suite: LoadSuite) -> None:
 
 
 def frame(rows: list[DetectionRow]) -> pd.DataFrame:
-    return pd.DataFrame([{name: getattr(row, name) for name in DETECTION.names} for row in rows])
+    return pd.DataFrame(
+        [{name: getattr(row, name) for name in DETECTION.names} for row in rows], columns=DETECTION.names
+    )
 
 
-def test_the_table_has_means_over_the_seeds_of_a_cell(load_suite: LoadSuite) -> None:
-    suite, trials = load_suite(SUITE)
+@pytest.fixture
+def finish(tmp_path: Path, store_results: Callable[..., Any]) -> Finish:
+    """``finish(text, **columns)`` returns a suite, its trials, and its cells with all of them finished."""
+
+    def finish(text: str = SUITE, **others: Any) -> tuple[Suite, list[Trial], Cells]:
+        store, suite, trials = store_results(tmp_path / "results", text, lambda _: 0.5, **others)
+        return suite, trials, find_cells(store.read()[0], suite, trials)
+
+    return finish
+
+
+def test_the_table_has_means_over_the_seeds_of_a_cell(finish: Finish) -> None:
+    suite, trials, cells = finish()
     assert suite.ood
     mlp = [trial.id for trial in trials if trial.cell == ("mlp",)]
     rows = [*told(suite, mlp[0], 3.0), *told(suite, mlp[1], 4.0), *told(suite, "of no trial", 4.0)]
-    found = ood.table(frame(rows), suite, [suite.ood], trials)
-    names = [column.name for column in found.columns]
-    lines = [dict(zip(names, row, strict=True)) for row in found.rows]
+    found = ood.table(frame(rows), cells, suite.name, [suite.ood])
+    lines = objects(found)
     assert [(line["model"], line["score"], line["layer"], line["kind"]) for line in lines] == [
         ("mlp", "mean activation", "1", "ReLU"),
         ("mlp", "energy", None, None),
@@ -156,31 +172,62 @@ def test_the_table_has_means_over_the_seeds_of_a_cell(load_suite: LoadSuite) -> 
     assert lines[0]["n"] == lines[0]["planned"] == 2
     assert lines[0]["accuracy"] == pytest.approx(np.mean(shares))
     assert lines[0]["accuracy_std"] == pytest.approx(np.std(shares, ddof=1))
-    assert found.notes == ("2 of 4 trials are not counted: not finished, or without weights",)
+    assert found.notes == ("2 finished trials in no number: not asked, or without weights",)
     assert "judged: 2 images from inside and 2 from outside; 4 others choose it" in found.header
+    assert found.header[-3:] == (
+        "selection rule: the weights of the epoch with the best val_accuracy",
+        "dataset: digits, 900 training images, 100 validation images, 500 test images, fingerprint 0123456789abcdef",
+        "validation images: fraction 0.1",
+    )
+    assert found.warnings == ()
     assert "| mlp   | svhn    | mean activation | 1     | ReLU |   2 |" in table.render(found, "markdown")
 
 
-def test_rows_of_other_images_or_layers_enter_no_table(load_suite: LoadSuite) -> None:
-    suite, trials = load_suite(SUITE)
+def test_each_point_of_a_search_that_is_not_confirmed_is_a_row(finish: Finish) -> None:
+    """Of the judged images three are told rightly with the smaller learning rate, two with the larger."""
+    suite, trials, cells = finish(SUITE.replace("repeat", "search: {lr: [1e-3, 1e-2]}\nconfirm: none\nrepeat"))
+    assert suite.ood
+    rows = [
+        row for t in trials for row in told(suite, t.id, 3.0 * (t.point == (0.01,))) if row.score == "mean_activation"
+    ]
+    lines = objects(ood.table(frame(rows), cells, suite.name, [suite.ood]))
+    assert [(line["model"], line["lr"], line["n"], line["planned"], line["accuracy"]) for line in lines] == [
+        ("mlp", 0.001, 2, 2, 0.75),
+        ("mlp", 0.01, 2, 2, 0.5),
+        ("small_cnn", 0.001, 2, 2, 0.75),
+        ("small_cnn", 0.01, 2, 2, 0.5),
+    ]
+
+
+def test_the_table_is_marked_as_the_summary_is(finish: Finish) -> None:
+    suite, _, cells = finish(validation="test")
+    assert suite.ood
+    found = ood.table(frame([]), cells, suite.name, [suite.ood])
+    assert found.warnings == (
+        "validation images = TEST images: the epoch was chosen on the test set, accuracies are optimistic",
+    )
+
+
+def test_rows_of_other_images_or_layers_enter_no_table(load_suite: LoadSuite, finish: Finish) -> None:
+    suite, trials, cells = finish()
     other, _ = load_suite(SUITE, "ood.layers=all")
     assert suite.ood and other.ood
     rows = frame(told(suite, trials[0].id, 3.0))
-    assert len(ood.table(rows, suite, [suite.ood], trials).rows) == 2
-    nothing = ood.table(rows, other, [other.ood], trials)
-    assert nothing.rows == () and nothing.notes[0].startswith("4 of 4 trials are not counted")
+    assert len(ood.table(rows, cells, suite.name, [suite.ood]).rows) == 2
+    nothing = ood.table(rows, cells, suite.name, [other.ood])
+    assert nothing.rows == ()
+    assert nothing.notes == ("4 finished trials in no number: not asked, or without weights",)
     assert table.render(nothing, "csv").count("\n") == 1
 
 
-def test_several_datasets_stand_beside_each_other(load_suite: LoadSuite) -> None:
+def test_several_datasets_stand_beside_each_other(load_suite: LoadSuite, finish: Finish) -> None:
     """In the order in which they were asked about; with those that nobody asked about in a note."""
-    suite, trials = load_suite(SUITE)
+    suite, trials, cells = finish()
     others = [load_suite(SUITE, f"ood.dataset={name}")[0] for name in ("digits", "{name: imagefolder, folder: a/b}")]
     asked = [one.ood for one in (suite, *others) if one.ood]
     rows = [row for one in (others[0], suite, others[1]) for row in told(one, trials[0].id, 3.0)]
-    found = ood.table(frame(rows), suite, asked[:2], trials)
-    names = [column.name for column in found.columns]
-    lines = [dict(zip(names, row, strict=True)) for row in found.rows]
+    found = ood.table(frame(rows), cells, suite.name, asked[:2])
+    lines = objects(found)
     assert [(line["outside"], line["layer"], line["n"]) for line in lines] == [
         ("svhn", "1", 1),
         ("svhn", None, 1),
@@ -193,7 +240,7 @@ def test_several_datasets_stand_beside_each_other(load_suite: LoadSuite) -> None
         "judged: 2 images from inside and 2 from outside of digits; 4 others choose it",
     )
     assert found.notes == (
-        "3 of 4 trials are not counted: not finished, or without weights",
+        "3 finished trials in no number: not asked, or without weights",
         "stored too, and shown where --dataset names them: imagefolder/a/b",
     )
 

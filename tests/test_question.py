@@ -40,7 +40,7 @@ def test_over_images_both_cells_need_the_answers_to_the_same_ones() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"metric": "val_acuracy"}, "--metric val_acuracy: cannot be compared; did you mean 'val_accuracy'?"),
+        ({"metric": "val_acuracy"}, "--metric val_acuracy: no such metric; did you mean 'val_accuracy'?"),
         (
             {"over": "images", "metric": "val_loss", "interval": "bootstrap"},
             "--metric val_loss: --over images compares the answers to single test images",

@@ -219,7 +219,7 @@ def test_the_command_prints_and_draws(raybench: Callable[..., tuple[int, str, st
     assert [(row["model"], row["n"], row["planned"]) for row in found["rows"]] == [("small_cnn", 2, 2)] * 5 + [
         ("mlp", 1, 2)
     ] * 3
-    assert found["notes"] == ["1 of 4 trials are not counted: not finished, or without weights"]
+    assert found["notes"] == ["1 trial not run yet"]
     assert (home / "h.png").stat().st_size > 10_000
     drawn = (home / "s.svg").read_text(encoding="utf-8")
     assert "told rightly: " in drawn and "from outside (imagefolder/other)" in drawn and "of the data (digits)" in drawn
@@ -253,7 +253,10 @@ def test_other_images_by_option_stand_beside_the_suites(
         ("digits", None),
         ("digits", None),
     ] * 2
-    assert found["notes"][1:] == ["stored too, and shown where --dataset names them: imagefolder/other"]
+    assert found["notes"] == [
+        "stored too, and shown where --dataset names them: imagefolder/other",
+        "1 trial not run yet",
+    ]
     rows = store.read("ood")[0]
     own = ood.settings_text(suite.ood)
     assert {json.loads(text)["dataset"]["name"] for text in {*rows["settings"]} - {own}} == {"digits"}

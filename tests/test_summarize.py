@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -495,6 +496,17 @@ def curves(trials: Sequence[Trial], *accuracies: float | None) -> pd.DataFrame:
     return frame.assign(test_accuracy=frame["test_accuracy"].astype(float))
 
 
+def test_a_loss_that_is_not_finite_is_in_no_number(grid: Any) -> None:
+    suite, trials, rows = grid
+    rows.loc[rows["trial_id"] == trials[0].id, "test_loss"] = np.inf
+    epochs = pd.DataFrame({"trial_id": [t.id for t in trials], "epoch": 1, "test_loss": [np.inf] + [1.5] * 7})
+    for options in (View(metric="loss"), View(metric="loss", rule="last")):
+        table = summarize(rows, suite, trials, options, epochs=epochs.assign(test_accuracy=0.5))
+        assert (objects(table)[0]["n"], objects(table)[0]["planned"]) == (1, 2)
+        assert any("1 finished trial in no number: they have no finite loss" in note for note in table.notes)
+        assert json.loads(render(table, "json"))["rows"][0]["max"] == (1.0 if options.rule == "best_val" else 1.5)
+
+
 def test_the_last_epoch(grid: Any) -> None:
     table = view(grid, rule="last", epochs=curves(grid[1], None, 0.5, 0.25))
     assert {row["mean"] for row in objects(table)} == {0.25}
@@ -527,6 +539,21 @@ def test_peeking_and_how_optimistic_it_is(grid: Any) -> None:
     )
     pivot = view(grid, rule="peek", columns=("augmentation",), epochs=epochs)
     assert [(row["none_optimism"], row["none_best_val"]) for row in objects(pivot)] == [(0.5, 0.5), (0.25, 0.75)]
+
+
+def test_no_optimism_where_best_val_has_peeked_too(grid: Any) -> None:
+    suite, trials, rows = grid
+    rows = rows.assign(validation=["test" if trial.cell[0] == "mlp" else "size 100" for trial in trials])
+    options = View(rule="peek"), View(rule="peek", columns=("augmentation",))
+    table, pivot = (summarize(rows, suite, trials, one, epochs=curves(trials, 0.5, 1.0)) for one in options)
+    assert [(row["best_val"], row["optimism"]) for row in objects(table)] == [
+        (0.375, None),
+        (0.5, None),
+        (0.75, 0.25),
+        (0.875, 0.125),
+    ]
+    assert [row["none_optimism"] for row in objects(pivot)] == [None, 0.25]
+    assert "no optimism in 2 means: with validation = test, best_val has peeked as well" in table.notes
 
 
 def test_peeking_needs_the_test_accuracy_of_every_epoch(grid: Any) -> None:
@@ -569,8 +596,34 @@ def test_winners_of_a_search_are_not_pooled_with_what_lost(tmp_path: Path) -> No
     assert [(row["none_n"], row["none_mean"]) for row in objects(table)] == [(2, 0.51), (2, 0.51)]
     assert table.title == "grid, mean ± std (n)", "nothing is pooled: lr was chosen in each cell"
     assert any(line.startswith("lr: in each cell the best of 2 points") for line in table.header)
+    assert [(row["none_lr"], row["aug1_lr"]) for row in objects(table)] == [(0.01, 0.01)] * 2
     open_ = summarize(frame([]), suite, search, View(rows=("seed",)))
     assert [(row["seed"], row["n"], row["planned"]) for row in objects(open_)] == [(0, 0, 4), (1, 0, 4)]
+
+
+def test_winners_that_differ_split_no_row_of_a_pivot(tmp_path: Path) -> None:
+    """Without augmentation 0.01 wins, with it 0.001."""
+    path = tmp_path / "suite.yaml"
+    path.write_text(GRID.replace("[1e-3]", "[1e-2, 1e-3]").partition("reference")[0])
+    suite = suites.load(path)
+    ended = {
+        t.id: Ended("completed", float((t.settings["train"]["lr"] == 0.01) == (t.cell[1] == "none")), 4)
+        for t in plan.expand(suite)
+    }
+    trials = plan.expand(suite, ended=ended)
+    rows = frame([finished(trial, 0.5) for trial in trials])
+    table = summarize(rows, suite, trials, View(columns=("augmentation",)))
+    assert [
+        tuple(row[name] for name in ("model", "none_n", "none_lr", "aug1_n", "aug1_lr")) for row in objects(table)
+    ] == [("mlp", 2, 0.01, 2, 0.001), ("small_cnn", 2, 0.01, 2, 0.001)]
+    assert [column.name for column in table.columns if column.name == "lr"] == []
+    by_seed = summarize(rows, suite, trials, View(columns=("seed",)))
+    assert [(row["model"], row["augmentation"], row["lr"], row["0_n"], row["1_n"]) for row in objects(by_seed)] == [
+        ("mlp", "none", 0.01, 1, 1),
+        ("mlp", "aug1", 0.001, 1, 1),
+        ("small_cnn", "none", 0.01, 1, 1),
+        ("small_cnn", "aug1", 0.001, 1, 1),
+    ], "the seeds of a cell share its winner"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -635,6 +688,21 @@ def test_what_is_not_combined_says_why(tmp_path: Path) -> None:
     )
 
 
+def test_trials_of_other_images_are_not_combined(tmp_path: Path) -> None:
+    """The same rows with the same labels, of a dataset with another fingerprint: as where one has a JPEG copy of it."""
+    suite, trials = load(tmp_path, SUITE)
+    label = np.array([0, 1, 2], np.int16)
+    prints = ["0123456789abcdef", "0123456789abcdef", "fedcba9876543210"]
+    rows = frame([finished(t, 1.0, dataset_fingerprint=prints[t.seed]) for t in trials if t.seed != 1])
+    table = summarize_ensembles(rows, suite, trials, lambda ids: {i: predicted(label, label) for i in ids})
+    assert [(row["n"], row["mean"], row["softmax"], row["vote"]) for row in objects(table)] == [
+        (2, 1.0, None, None)
+    ] * 2
+    assert "model=model1, augmentation=none, lr=0.001: not combined: its trials have different test images" in (
+        table.notes
+    )
+
+
 def test_ensembles_of_nothing(tmp_path: Path) -> None:
     suite, trials = load(tmp_path)
     table = summarize_ensembles(frame([]), suite, trials, lambda ids: {})
@@ -678,10 +746,39 @@ def test_a_row_from_different_machines_data_or_code_is_noted(tmp_path: Path) -> 
     assert "fingerprint 0123456789abcdef / fedcba9876543210" in table.header[2]
 
 
-def test_rows_that_differ_from_each_other_are_no_mixture(tmp_path: Path) -> None:
+def test_rows_that_differ_from_each_other_are_a_mixture_too(tmp_path: Path) -> None:
+    """Each row by itself is of one device, one commit and one version: the table is not."""
     suite, trials = load(tmp_path)
-    rows = [finished(trial, 0.5, device=str(trial.labels["model"])) for trial in trials]
+    changes = {
+        "model1": {"device": "cpu", "git_commit": "aaa", "raybench_version": "0.1.0"},
+        "small_cnn": {"device": "H200", "git_commit": "bbb", "raybench_version": "0.2.0"},
+    }
+    rows = [finished(trial, 0.5, **changes[str(trial.labels["model"])]) for trial in trials]
+    assert summarize(frame(rows), suite, trials).notes == (
+        "warning: device differs between rows: cpu / H200",
+        "warning: raybench_version differs between rows: 0.1.0 / 0.2.0",
+        "warning: git_commit differs between rows: aaa / bbb",
+    )
+    rows[0] = finished(trials[0], 0.5, **{**changes["model1"], "device": "A100"})
+    assert summarize(frame(rows), suite, trials).notes[0] == (
+        "warning: device differs among the trials of 1 row, the first with model1/none/0.001/s0: A100 / cpu; over all"
+        " rows: A100 / cpu / H200"
+    )
+
+
+def test_datasets_that_are_compared_are_no_mixture(tmp_path: Path) -> None:
+    """svhn and digits have fingerprints of their own, each one; pooled too. A second of one of them is a mixture."""
+    text = SUITE.partition("search")[0].replace("[none]", "[none], dataset: [digits, svhn]") + "repeat: {seed: 3}"
+    suite, trials = load(tmp_path, text)
+    rows = [finished(trial, 0.5, dataset_fingerprint=str(trial.labels["dataset"])) for trial in trials]
     assert summarize(frame(rows), suite, trials).notes == ()
+    assert summarize(frame(rows), suite, trials, View(rows=("model",))).notes == ()
+    rows[0] = finished(trials[0], 0.5, dataset_fingerprint="other digits")
+    (line,) = summarize(frame(rows), suite, trials).notes
+    assert line == (
+        "warning: dataset_fingerprint differs among the trials of 1 row, the first with model1/none/digits/s0: other"
+        " digits / digits"
+    )
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:

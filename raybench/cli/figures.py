@@ -66,7 +66,11 @@ def figures() -> dict[str, str]:
 @results_option
 @data_option
 @output_option
-@click.option("--metric", metavar="NAME", help="E.g. `test_loss` or `epochs`; of curves, `loss` or `accuracy` alone.")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="E.g. `loss` or `epochs`, as in `summarize`; of curves, `loss` or `accuracy` alone.",
+)
 @click.option("--axis", metavar="AXIS", help="box: of this axis alone. curves: a line per value of it.")
 @click.option("--rows", metavar="AXIS", help="heatmap, grid: the axis downwards.")
 @click.option("--columns", metavar="AXIS", help="heatmap, grid: the axis to the right.")

@@ -87,11 +87,19 @@ def summarize(
     store, choice = stored(suite, results)
     trials, stored_rows = _read(store, choice)
     if ensemble:
-        show(summarize_ensembles(stored_rows, choice.suite, trials, store.predictions), format)
+        show(summarize_ensembles(stored_rows, choice.suite, trials, store.predictions, choice.seeds()), format)
         return
     epochs = store.read("epochs", ["trial_id", "epoch", *metrics.OF_EPOCHS])[0] if view.rule != "best_val" else None
     show(
-        make_table(stored_rows, choice.suite, trials, view, epochs=epochs, predictions=store.predictions),
+        make_table(
+            stored_rows,
+            choice.suite,
+            trials,
+            view,
+            seeds=choice.seeds(),
+            epochs=epochs,
+            predictions=store.predictions,
+        ),
         format,
     )
 
@@ -162,10 +170,10 @@ def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
         [
             click.option(
                 "--metric",
-                default="test_accuracy",
+                default="accuracy",
                 show_default=True,
-                metavar="COLUMN",
-                help="Column of the trials, e.g. `val_loss` or `images_per_second`.",
+                metavar="METRIC",
+                help="E.g. `val_loss` or `images_per_second`: those of `summarize`, but for macro_f1.",
             ),
             click.option(
                 "--test",
@@ -206,7 +214,7 @@ def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(["t", "bootstrap"]),
     help="Student's t, which holds its level with few seeds (the default over seeds), or the percentile bootstrap.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap's draws.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the bootstrap's draws.  [default: 0]")
 @click.option(
     "--pairs",
     nargs=2,
@@ -231,7 +239,7 @@ def stats(
     confidence: float,
     over: str,
     interval: str | None,
-    seed: int,
+    seed: int | None,
     pairs: tuple[tuple[str, str], ...],
     parts: tuple[str, ...],
     format: str,
@@ -251,12 +259,14 @@ def stats(
         over=over,  # type: ignore[arg-type]
         interval=interval or ("t" if over == "seeds" else "bootstrap"),  # type: ignore[arg-type]
         confidence=confidence,
-        seed=seed,
+        seed=seed or 0,
     )
+    if seed is not None and question.interval == "t":
+        raise UserError(f"--seed {seed}: nothing is drawn: goes with --interval bootstrap, --over images or both")
     one_table(parts, format, "cells, pairs or effects")
     store, choice = stored(suite, results)
     trials, rows = _read(store, choice)
-    cells = find_cells(rows, choice.suite, trials)
+    cells = find_cells(rows, choice.suite, trials, choice.seeds())
     predictions = None
     if over != "seeds":
         predictions = read(store, "predictions", ["trial_id", "index", "label", "prediction"])
@@ -297,7 +307,7 @@ def compare(
     one_table(parts, format, "changes or cells")
     old, new = (stored(name, results) for name in (first, second))
     sides = [
-        Side(name, choice.suite, read(store), choice.trials(store.ended(failed=True)))
+        Side(name, choice.suite, read(store), choice.trials(store.ended(failed=True)), choice.seeds())
         for name, (store, choice) in ((first, old), (second, new))
     ]
     comparison = put_side_by_side(sides[0], sides[1], question)

@@ -138,6 +138,7 @@ def ood(
     for several datasets are kept beside each other. Images that are not in --data-dir are downloaded, as for
     [bold]raybench run[/bold].
     """
+    from raybench.cells import find_cells
     from raybench.figures import collect, draw, save
     from raybench.figures.style import check_suffix
     from raybench.ood import name_of, table
@@ -167,7 +168,8 @@ def ood(
     finally:
         store.close()
     warn(*damaged)
-    show(table(rows, choice.suite, asked, trials), format)
+    cells = find_cells(store.read()[0], choice.suite, trials, choice.seeds())
+    show(table(rows, cells, choice.suite.name, asked), format)
     if plot or samples:
         found = collect(store, choice)
         of = {"trial": _trial(found, store, trial).id, "dataset": name_of(asked[0].dataset)}

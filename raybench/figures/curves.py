@@ -116,7 +116,7 @@ def lr(results: Results, *, metric: str = "test_accuracy") -> Figure:
     Args:
         metric: what is drawn instead, such as ``val_accuracy`` or ``epochs``.
     """
-    check_metric(metric)
+    metric = check_metric(metric)
     frame = values(results, metric, every_point=True)
     drawn = results.suite.draw is not None
     others = [name for name in axes(results) if name != "lr" and not (drawn and name in results.suite.names("search"))]

@@ -75,7 +75,8 @@ def box(results: Results, *, axis: str = "", metric: str = "test_accuracy") -> F
         axis: only this axis; ``seed`` is one too.
         metric: a column of the results, by default the test accuracy.
     """
-    frame = values(results, check_metric(metric))
+    metric = check_metric(metric)
+    frame = values(results, metric)
     names = [check_axis(results, axis, "axis")] if axis else listed_axes(results)
     every = {name: labels_of(results, name) for name in names}
     heights = [0.3 * len(labels) + 0.45 for labels in every.values()]
@@ -145,7 +146,8 @@ def grid(
 
 def _maps(results: Results, asked: dict[str, str], metric: str) -> Figure:
     """Draw a heat map of ``rows`` and ``columns``, for each value of ``panels`` if that is asked for."""
-    frame = values(results, check_metric(metric))
+    metric = check_metric(metric)
+    frame = values(results, metric)
     chosen = [check_axis(results, name, option) for option, name in asked.items() if name]
     if len(set(chosen)) < len(chosen):
         raise UserError(
@@ -239,7 +241,8 @@ def ranking(results: Results, *, metric: str = "test_accuracy") -> Figure:
     Args:
         metric: a column of the results, by default the test accuracy.
     """
-    frame = values(results, check_metric(metric))
+    metric = check_metric(metric)
+    frame = values(results, metric)
     table = ranked(frame)
     every, names = cells(results), axes(results)
     written_names = [broken(name_of(every[int(number)].labels, names), 34) for number in table["cell"]]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raybench import grid, ood
+from raybench import grid, metrics, ood
 from raybench.axes import Label, find_label
 from raybench.cells import cells_of, warnings_of
 from raybench.errors import UserError, did_you_mean
@@ -22,17 +22,7 @@ from raybench.suite import Suite
 
 PREDICTED = ("trial_id", "index", "label", "prediction")
 """Columns of `Results.predictions`."""
-METRICS = {
-    "test_accuracy": ("test accuracy", "share of images"),
-    "test_loss": ("test loss", "mean per image"),
-    "val_accuracy": ("validation accuracy", "share of images"),
-    "val_loss": ("validation loss", "mean per image"),
-    "train_accuracy": ("training accuracy", "share of images"),
-    "train_loss": ("training loss", "mean per image"),
-    "epochs": ("epochs trained", "number"),
-    "images_per_second": ("speed of training", "images per second"),
-    "wall_seconds": ("time from start to row", "s"),
-}
+METRICS = {of.column: (of.title, of.unit) for of in map(metrics.METRICS.__getitem__, metrics.STORED)}
 """Columns of `raybench.records.TrialRow` that can be drawn: their names for people, and their units."""
 
 
@@ -47,6 +37,8 @@ class Results:
     """What is stored of ``trials``: one row each, columns as in `raybench.records.TrialRow`."""
     epochs: pd.DataFrame
     """Their epochs, columns as in `raybench.records.EpochRow`."""
+    seeds: Sequence[int] = ()
+    """Those that were chosen; by default all of the suite."""
     predictions: Callable[[Sequence[str]], pd.DataFrame]
     """Reads the test images of the trials with these ids: columns `PREDICTED`."""
     detections: Callable[[], pd.DataFrame]
@@ -108,6 +100,7 @@ def collect(
     results = Results(
         suite=choice.suite,
         trials=trials,
+        seeds=choice.seeds(),
         rows=rows[rows["trial_id"].isin(ids)].drop_duplicates("trial_id", keep="last"),
         epochs=epochs[epochs["trial_id"].isin(ids)].drop_duplicates(["trial_id", "epoch"], keep="last"),
         predictions=predictions,
@@ -193,15 +186,13 @@ def check_axis(results: Results, name: str, option: str) -> str:
 
 
 def check_metric(metric: str) -> str:
-    """Return ``metric`` if it can be drawn."""
-    if metric not in METRICS:
-        raise UserError(f"--metric {metric}: no such metric{did_you_mean(metric, METRICS)}")
-    return metric
+    """Return the column of ``metric`` if it can be drawn."""
+    return metrics.METRICS[metrics.find_metric(metric, metrics.STORED)].column
 
 
 def titled(metric: str, between: str = "\n") -> str:
     """Return the title of an axis: the metric, and its unit."""
-    name, unit = METRICS[metric]
+    name, unit = METRICS[check_metric(metric)]
     return f"{name}{between}({unit})"
 
 
@@ -227,7 +218,7 @@ def values(results: Results, metric: str = "test_accuracy", *, every_point: bool
 
     Columns: ``cell``, the axes of compare and search, ``seed``, ``trial_id``, ``value`` (in the unit of the metric).
     """
-    check_metric(metric)
+    metric = check_metric(metric)
     done = results.rows[results.rows["status"].isin(FINISHED)]
     stored = dict(zip(done["trial_id"], done[metric], strict=True))
     names = results.suite.names("compare", "search")
@@ -246,7 +237,7 @@ def doubts(results: Results) -> list[str]:
     """Return what must be said beside every number: why it must not be taken at face value, and what is missing."""
     lines = [f"WARNING: {line}" for line in warnings_of(results.rows, results.trials)]
     done = {trial.id for trial in finished(results)}
-    names, seeds = axes(results), len(results.suite.axis("seed").labels)
+    names, seeds = axes(results), len(results.seeds or results.suite.axis("seed").labels)
     short = []
     for cell in cells(results):
         n, planned = sum(trial.id in done for trial in cell.trials), len(cell.trials) or seeds
