@@ -54,10 +54,10 @@ finally:
 """A Python that notes when raybench said what to people."""
 PARTS = (
     ("Python's own start", "Python"),
-    ("suite and stored rows", "[bold]start"),
+    ("suite and stored rows; Ray begins to start", "preparing"),
     ("PyTorch, images, models checked", "loading Ray"),
-    ("Ray's modules", "starting Ray"),
-    ("ray.init, or the rest of it", "Ray: 1 node"),
+    ("modules of Tune and Train", "starting Ray"),
+    ("the rest of Ray's start", "Ray: 1 node"),
 )
 """Each with the beginning of what raybench says when it ends."""
 
