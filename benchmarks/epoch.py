@@ -28,7 +28,7 @@ from raybench.connect import ACTOR_ENVIRONMENT
 
 HERE = Path(__file__).parent
 KERAS = ("keras-generator", "keras-layers")
-OWN = ("raybench", "tutorial-0", "tutorial-2", "timm-2", "raybench-apart", "raybench-bf16", "gemm")
+OWN = ("raybench", "augmentation", "tutorial-0", "tutorial-2", "timm-2", "raybench-apart", "raybench-bf16", "gemm")
 WITH_WORKERS = {f"{name}-{count}": (name, count) for name in ("tutorial", "timm") for count in "02"}
 ABOUT = {
     "raybench": "raybench",
@@ -56,7 +56,7 @@ def contenders(
         name, workers = WITH_WORKERS.get(kind, (kind, "0"))
         command = [sys.executable, str(HERE / "epoch_torch.py"), name, workers, str(images), *works]
         environment = {"OMP_NUM_THREADS": str(cores), "CUDA_VISIBLE_DEVICES": ""}
-        if kind.startswith("raybench"):  # as its actors get it
+        if kind.startswith(("raybench", "augmentation")):  # as its actors get it
             environment |= ACTOR_ENVIRONMENT
         made.append(Contender(kind, command, environment, cores))
     return made
@@ -65,7 +65,7 @@ def contenders(
 def report(made: Sequence[Contender], work: str) -> str:
     """Return the table of one network and batch size, and what follows from it."""
     turns = {contender.name: contender.turns[work] for contender in made}
-    ours, gemm = turns["raybench"], turns.pop("gemm", None)
+    ours, gemm, augmented = turns["raybench"], turns.pop("gemm", None), turns.pop("augmentation", None)
     speeds = {
         clock: {name: [turn["images"] / turn[clock] for turn in own] for name, own in turns.items()}
         for clock in ("seconds", "cpu")
@@ -91,8 +91,9 @@ def report(made: Sequence[Contender], work: str) -> str:
             f" GFLOP/s ({flop / 1e6:.1f} MFLOP an image) and GEMM {statistics.median(rate) / 1e9:.0f}:"
             f" {spread([100 * share for share in ratios(reached, rate)], 0)} %."
         )
-    share = [100 * turn["augmentation"] for turn in ours]
-    lines.append(f"Augmentation takes {spread(share, 1)} % of the CPU time of an epoch.")
+    if augmented:
+        share = ratios([100 * turn["alone"] for turn in augmented], [turn["cpu"] for turn in ours])
+        lines.append(f"Augmentation takes {spread(share, 1)} % of the CPU time of an epoch.")
     return "\n\n".join(lines)
 
 

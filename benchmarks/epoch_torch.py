@@ -2,8 +2,8 @@
 
     python benchmarks/epoch_torch.py KIND WORKERS IMAGES.npz WORK...
 
-KIND is raybench, raybench-bf16, raybench-apart, tutorial, timm or gemm, WORK is model2-32 for model2 at batch 32; one
-turn is one epoch of IMAGES, without validation.
+KIND is raybench, raybench-bf16, raybench-apart, augmentation, tutorial, timm or gemm, WORK is model2-32 for model2 at
+batch 32; one turn is one epoch of IMAGES, without validation; of augmentation, raybench's on its batches alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,38 @@ def flop(name: str, batch: int) -> int:
 
 
 def raybench(name: str, batch: int, workers: int, pixels: Pixels, labels: NDArray[np.int64], **train: Any) -> Turn:
-    """raybench's own loop, the code that runs in a Tune actor; also times its augmentation alone."""
+    """raybench's own loop, the code that runs in a Tune actor."""
+    training = _begun(name, batch, pixels, labels, **train)
+    epoch = 0
+
+    def turn() -> Mapping[str, Any]:
+        nonlocal epoch
+        epoch += 1
+        begun = time.perf_counter()
+        training._train_epoch(epoch)
+        return {"seconds": time.perf_counter() - begun, "steps": training.rate.steps // epoch, "images": len(pixels)}
+
+    return turn
+
+
+def augmentation(name: str, batch: int, workers: int, pixels: Pixels, labels: NDArray[np.int64]) -> Turn:
+    """raybench's augmentation of the batches of an epoch, without training: its CPU seconds are ``alone``."""
+    training = _begun(name, batch, pixels, labels)
+    feed, generator = training.feeds["train"], torch.Generator().manual_seed(0)
+    batches = [images for images, _ in feed.batches(torch.split(torch.arange(len(feed)), batch))]
+
+    def turn() -> Mapping[str, Any]:
+        begun, cpu = time.perf_counter(), time.process_time()
+        for images in batches:
+            training.augmentation.train(images, training.augmentation.draw(len(images), generator, "cpu"))
+        alone = time.process_time() - cpu
+        return {"seconds": time.perf_counter() - begun, "alone": alone, "steps": len(batches), "images": len(pixels)}
+
+    return turn
+
+
+def _begun(name: str, batch: int, pixels: Pixels, labels: NDArray[np.int64], **train: Any) -> Training:
+    """Return a trial of raybench that is about to train."""
     source = Source(
         {"train": Images(pixels, labels), "test": Images(pixels[:500], labels[:500])}, tuple("0123456789"), "epoch.py"
     )
@@ -78,27 +109,7 @@ def raybench(name: str, batch: int, workers: int, pixels: Pixels, labels: NDArra
             "epoch", 0, settings, trial_data(source, settings.dataset), torch.device("cpu"), World(), {}
         )
         training._begin(settings.train)
-    epoch = 0
-
-    def turn() -> Mapping[str, Any]:
-        nonlocal epoch
-        epoch += 1
-        begun, cpu = time.perf_counter(), time.process_time()
-        training._train_epoch(epoch)
-        done = {"seconds": time.perf_counter() - begun, "steps": training.rate.steps // epoch, "images": len(pixels)}
-        return done | {"augmentation": _augmentation_alone(training) / (time.process_time() - cpu)}
-
-    return turn
-
-
-def _augmentation_alone(training: Training) -> float:
-    """Return the CPU seconds that an epoch's batches take to be augmented."""
-    feed, generator = training.feeds["train"], torch.Generator().manual_seed(0)
-    batches = [images for images, _ in feed.batches(torch.split(torch.arange(len(feed)), training.train.batch_size))]
-    begun = time.process_time()
-    for images in batches:
-        training.augmentation.train(images, training.augmentation.draw(len(images), generator, "cpu"))
-    return time.process_time() - begun
+    return training
 
 
 def apart(images: Path, work: str) -> Turn:
@@ -220,7 +231,7 @@ def contender(kind: str, workers: int, pixels: Pixels, labels: NDArray[np.int64]
     if kind.startswith("raybench"):
         turn = raybench(name, *arrays, precision="bf16" if kind == "raybench-bf16" else "float32")
     else:
-        turn = {"tutorial": tutorial, "timm": timm}[kind](name, *arrays)
+        turn = {"augmentation": augmentation, "tutorial": tutorial, "timm": timm}[kind](name, *arrays)
     ready = {"parameters": models.parameter_count(network(name))}
     return ready | ({"flop": flop(name, int(batch))} if kind == "raybench" else {}), turn
 

@@ -38,6 +38,7 @@ repeat: {seed: 20}
 train: {epochs: 8, batch_size: 8}
 """
 KINDS = ("driver", "worker", "node")
+END = "nothing: the end of a sweep"
 SECONDS = 300
 """Until something that should happen counts as hanging."""
 
@@ -87,7 +88,7 @@ class Seen:
 
     kills: int = 0
     rows: int = 0
-    """Stored when the kill came, summed."""
+    """Stored when a kill came, summed; none of those that the end of a sweep looks at."""
     lost: int = 0
     doubled: int = 0
     torn: int = 0
@@ -116,7 +117,6 @@ class Sweep:
     def check(self, seen: Seen) -> None:
         """Compare with what lay there before, and read everything that has a row."""
         after = self.stored()
-        seen.rows += len(self.before)
         seen.lost += len(self.before.keys() - after.keys())
         seen.doubled += sum(after.get(id_, content) != content for id_, content in self.before.items())
         seen.torn += len(self.store.done()[1])
@@ -130,8 +130,9 @@ class Sweep:
 
 
 def run(folder: Path, kinds: Sequence[str], moments: random.Random) -> tuple[dict[str, Seen], Counter[str]]:
-    """Kill each of ``kinds`` in turn; return what was seen, and how often the console told what of lost trials."""
-    seen = {kind: Seen() for kind in sorted(set(kinds))}
+    """Kill each of ``kinds`` in turn; return what was seen at each and at the `END` of the sweeps, and how often the
+    console told what of lost trials."""
+    seen = {kind: Seen() for kind in (*sorted(set(kinds)), END)}
     told: Counter[str] = Counter()
     head = Node(folder / "ray", cpus=0)
     nodes = [Node(folder, head, cpus=1) for _ in range(2)]
@@ -164,6 +165,7 @@ def run(folder: Path, kinds: Sequence[str], moments: random.Random) -> tuple[dic
                 elif kind == "node":
                     nodes[node].kill()
                 seen[kind].kills += 1
+                seen[kind].rows += len(sweep.before)
                 sweep.check(seen[kind])
                 if kind == "driver":
                     driver = start_driver(sweep.folder, head)
@@ -173,7 +175,7 @@ def run(folder: Path, kinds: Sequence[str], moments: random.Random) -> tuple[dic
             if driver.wait(2 * SECONDS):  # a trial whose process was killed too often is failed: the next run has it
                 driver = start_driver(sweep.folder, head)
                 assert driver.wait(2 * SECONDS) == 0, (sweep.folder / "log").read_text()
-            end = seen[kinds[0]]
+            end = seen[END]
             sweep.check(end)
             end.lost += len(sweep.planned - sweep.before.keys())
             rows, _ = sweep.store.read()

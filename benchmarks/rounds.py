@@ -125,6 +125,7 @@ class Usage:
         self.begun = time.perf_counter()
         self.process = subprocess.Popen(self.command, **self.options)
         self.seen = {self.process.pid: 0}
+        self.looks: list[tuple[float, int]] = []
         self.over = threading.Event()
         self.looking = threading.Thread(target=self._look)
         self.looking.start()
@@ -147,6 +148,11 @@ class Usage:
             while new := {pid for pid, (parent, *_) in processes.items() if parent in known} - known:
                 known |= new
             self.seen |= {pid: processes[pid][1] for pid in known}
+            self.looks.append((time.time(), sum(self.seen.values())))
+
+    def cpu_until(self, moment: float) -> float:
+        """Return the CPU time until a moment in seconds since 1970, as the last look before it saw it."""
+        return max((ticks for at, ticks in self.looks if at <= moment), default=0) / TICKS
 
 
 def cpu_seconds(root: int) -> float:

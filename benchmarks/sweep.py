@@ -1,6 +1,6 @@
 """A whole sweep of short trials: raybench beside a shell loop and beside one worker group per trial, in turns.
 
-    python benchmarks/sweep.py [--trials 24] [--groups 4] [--rounds 3]
+    python benchmarks/sweep.py [--trials 24] [--groups 8] [--rounds 3]
 
 The trials are the same everywhere, to the last bit, and train with raybench's own loop; what differs is who starts
 them:
@@ -10,9 +10,11 @@ them:
 - worker groups: Ray Tune with one TorchTrainer of one worker per trial, as Ray's user guide shows ("Hyperparameter
   tuning with Ray Tune"); of --groups trials alone, since each takes seconds.
 
-"Training" is what the trials take in one process, one after the other, with nothing beside them. Overhead is core
-seconds per trial beyond that: wall-clock time times cores less training; and CPU time less training's CPU time, which
-a busy machine can still compare. Start-up is in the overhead, and shown apart where a way has one.
+"Training" is what the trials take in one process, one after the other, with nothing beside them. Start-up is until the
+first batch of the first trial, and the end begins when the last trial has ended; both come once, however many trials
+there are, and stand in columns of their own. Overhead is what lies between beyond training, for each trial but those
+that the slots began with: wall-clock time times slots less training, in core seconds; and CPU time less training's,
+which a busy machine can still compare.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from rounds import Usage, machine, spread, table
 
 HERE = Path(__file__).parent
@@ -47,7 +50,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def train_here(suite: Path, which: slice) -> list[dict[str, Any]]:
-    """Train trials of a suite in this process; return of each its id, its test accuracy and its seconds."""
+    """Train trials of a suite in this process; return of each its id, test accuracy and seconds, and when it ended."""
     from raybench.job import prepare
     from raybench.plan import expand
     from raybench.suite import load
@@ -63,7 +66,7 @@ def train_here(suite: Path, which: slice) -> list[dict[str, Any]]:
         begun, cpu = time.perf_counter(), time.process_time()
         row = job.run(trial).row
         assert row.status == "completed", row.error
-        took = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu}
+        took = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "ended": time.time()}
         done.append({"id": trial.id, "accuracy": row.test_accuracy} | took)
     return done
 
@@ -103,7 +106,7 @@ def groups(suite: Path, count: int) -> None:
         tune_config=tune.TuneConfig(max_concurrent_trials=CORES),
         run_config=tune.RunConfig(storage_path=str(suite.parent / "ray"), verbose=0),
     ).fit()
-    print(json.dumps([{key: result.metrics[key] for key in ("id", "accuracy")} for result in found]))
+    print(json.dumps([{key: result.metrics[key] for key in ("id", "accuracy", "ended")} for result in found]))
     ray.shutdown()
 
 
@@ -113,16 +116,30 @@ class Way:
     def __init__(self, name: str, slots: int, trials: int) -> None:
         self.name, self.slots, self.trials = name, slots, trials
         self.seconds: list[float] = []
-        self.cpu: list[float] = []
         self.start: list[float] = []
+        """Until the first batch of the first trial."""
+        self.end: list[float] = []
+        """After the last trial."""
+        self.cpu: list[float] = []
+        """Between the two."""
         self.accuracies: dict[str, float] = {}
 
-    def note(self, usages: Sequence[Usage], seconds: float, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.seconds.append(seconds)
-        self.cpu.append(sum(usage.cpu for usage in usages))
+    def note(self, usages: Sequence[Usage], begun: float, suite: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take down a round that began at ``begun`` and is over now; each row says when its trial ended."""
+        over, first = time.time(), json.loads(clock_of(suite).read_text())["first"]
+        last = max(row["ended"] for row in rows)
+        self.seconds.append(over - begun)
+        self.start.append(first - begun)
+        self.end.append(over - last)
+        self.cpu.append(sum(usage.cpu_until(last) - usage.cpu_until(first) for usage in usages))
         self.accuracies |= {row["id"]: row["accuracy"] for row in rows}
         assert len(rows) == self.trials, f"{self.name}: {len(rows)} of {self.trials} trials"
-        print(f"{self.name}: {seconds:.1f} s, {self.cpu[-1]:.1f} of CPU", file=sys.stderr)
+        print(f"{self.name}: {self.start[-1]:.1f} s to the first batch, {self.seconds[-1]:.1f} in all", file=sys.stderr)
+
+
+def clock_of(suite: Path) -> Path:
+    """Return the file in which the first trial notes its first batch."""
+    return suite.parent / "actor.json"
 
 
 def _output(usage: Usage) -> Any:
@@ -141,32 +158,28 @@ def _run(*arguments: str) -> tuple[Usage, Any]:
 
 
 def run_raybench(way: Way, suite: Path) -> None:
-    begun, clock = time.time(), time.perf_counter()
-    results = suite.parent / f"results-{len(way.seconds)}"
+    begun, results = time.time(), suite.parent / f"results-{len(way.seconds)}"
     command = [sys.executable, "-m", "raybench.cli", "run", str(suite), "--results", str(results)]
-    (suite.parent / "actor.json").unlink(missing_ok=True)
     with Usage(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as usage:
         _output(usage)
-    seconds = time.perf_counter() - clock
-    from raybench.store import Store
-    from raybench.suite import load
-
-    rows, _ = Store(results, load(suite)).read()
-    way.start.append(json.loads((suite.parent / "actor.json").read_text())["first"] - begun)
-    way.note([usage], seconds, rows.rename(columns={"trial_id": "id", "test_accuracy": "accuracy"}).to_dict("records"))
+    rows = {path.stem: path for path in (results / "sweep" / "trials").glob("[!.]*.parquet")}
+    found = [pq.read_table(path, columns=["test_accuracy"])[0][0].as_py() for path in rows.values()]
+    ended = [path.stat().st_mtime for path in rows.values()]
+    columns = zip(rows, found, ended, strict=True)
+    way.note([usage], begun, suite, [{"id": i, "accuracy": accuracy, "ended": end} for i, accuracy, end in columns])
 
 
 def run_shell(way: Way, suite: Path) -> None:
-    clock = time.perf_counter()
+    begun = time.time()
     with ThreadPoolExecutor(way.slots) as pool:
         done = list(pool.map(lambda index: _run("one", str(suite), str(index)), range(way.trials)))
-    way.note([usage for usage, _ in done], time.perf_counter() - clock, [row for _, (row,) in done])
+    way.note([usage for usage, _ in done], begun, suite, [row for _, (row,) in done])
 
 
 def run_groups(way: Way, suite: Path) -> None:
-    clock = time.perf_counter()
+    begun = time.time()
     usage, rows = _run("groups", str(suite), str(way.trials))
-    way.note([usage], time.perf_counter() - clock, rows)
+    way.note([usage], begun, suite, rows)
 
 
 def sweep(trials: int, groups: int, rounds: int, epochs: int, hidden: int) -> tuple[list[Way], list[dict[str, float]]]:
@@ -174,6 +187,8 @@ def sweep(trials: int, groups: int, rounds: int, epochs: int, hidden: int) -> tu
     ours = Way("raybench", CORES, trials)
     shells = [Way(f"shell loop, {slots} at a time", slots, trials) for slots in sorted({1, CORES})]
     grouped = Way("one worker group per trial", CORES, groups)
+    ways = [ours, *shells, *([grouped] if groups else [])]
+    runs = {ours: run_raybench, grouped: run_groups}
     alone: list[list[dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as name:
         suite = Path(name) / "sweep.yaml"
@@ -182,12 +197,9 @@ def sweep(trials: int, groups: int, rounds: int, epochs: int, hidden: int) -> tu
         for _ in range(rounds):
             alone.append(_run("all", str(suite), str(trials))[1])
             print(f"training: {sum(row['seconds'] for row in alone[-1]):.1f} s", file=sys.stderr)
-            run_raybench(ours, suite)
-            for way in shells:
-                run_shell(way, suite)
-            if groups:
-                run_groups(grouped, suite)
-    ways = [ours, *shells, *([grouped] if groups else [])]
+            for way in ways:
+                clock_of(suite).unlink()
+                runs.get(way, run_shell)(way, suite)
     for way in ways:
         for row in alone[0]:
             same = way.accuracies.get(row["id"], row["accuracy"])
@@ -204,11 +216,17 @@ def report(ways: Sequence[Way], alone: Sequence[Mapping[str, float]]) -> str:
     rows, beyond = [], {}
     for way in ways:
         training, cpu = (sum(row[clock] for row in alone[: way.trials]) for clock in ("seconds", "cpu"))
-        wall = [(seconds * way.slots - training) / way.trials for seconds in way.seconds]
-        beyond[way.name] = [(seconds - cpu) / way.trials for seconds in way.cpu]
-        row = (way.name, way.trials, way.slots, spread(way.seconds, 1), spread(wall), spread(beyond[way.name]))
+        further = way.trials - way.slots
+        times = zip(way.seconds, way.start, way.end, strict=True)
+        wall = [((seconds - start - end) * way.slots - training) / further for seconds, start, end in times]
+        beyond[way.name] = [(seconds - cpu) / further for seconds in way.cpu]
+        whole = (spread(seconds, 1) for seconds in (way.seconds, way.start, way.end))
+        row = (way.name, way.trials, way.slots, *whole, spread(wall), spread(beyond[way.name]))
         rows.append((*row, f"{statistics.median(beyond[way.name]) / statistics.median(beyond['raybench']):.1f}"))
-    columns = ("way", "trials", "slots", "s", "overhead, core s per trial", "in CPU s", "CPU overhead / raybench's")
+    columns = (
+        *("way", "trials", "slots", "s", "of which start-up", "and the end"),
+        *("overhead of a further trial, core s", "in CPU s", "CPU overhead / raybench's"),
+    )
     ours = ways[0]
     training = sum(row["seconds"] for row in alone)
     start, pure = statistics.median(ours.start), training / ours.slots
@@ -227,11 +245,14 @@ def report(ways: Sequence[Way], alone: Sequence[Mapping[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--groups", type=int, default=4, help="trials with a worker group each; 0 for none")
+    parser.add_argument("--groups", type=int, default=4 * CORES, help="trials with a worker group each; 0 for none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40, help="of each trial")
     parser.add_argument("--hidden", type=int, default=512, help="width of the network")
     arguments = parser.parse_args()
+    for name, count in (("--trials", arguments.trials), ("--groups", arguments.groups or CORES + 1)):
+        if count <= CORES:
+            parser.error(f"{name} {count}: {CORES} start at once, and those after them are measured: name more")
     print(machine())
     print(
         report(*sweep(arguments.trials, arguments.groups, arguments.rounds, arguments.epochs, arguments.hidden)),

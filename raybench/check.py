@@ -4,14 +4,14 @@ A printed number stands for an interval, half a unit of its last decimal to eith
 accuracies whatsoever would print it. That is the reasoning of GRIM (Brown and Heathers, Soc. Psychol. Personal. Sci. 8,
 2017: the mean of n counts is a multiple of 1 / n), of GRIMMER (Anaya, PeerJ Preprints 4:e2400, 2016: the same for
 standard deviations) and of SPRITE (Heathers and others, PeerJ Preprints 6:e26968, 2018: the samples behind statistics).
-Only `sameness` is a matter of chance. `check_suite`, `check_table` and `check_trials` are what a command needs.
+Only `sameness` is a matter of chance. `check_suite`, `check_trials` and `check_class_report` are what a command needs.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal, InvalidOperation
@@ -20,9 +20,8 @@ from typing import Any
 import pandas as pd
 
 from raybench.errors import UserError
-from raybench.records import FINISHED, OWN_COLUMN, STATISTICS, TrialRow
+from raybench.records import FINISHED, OWN_COLUMN, TrialRow
 from raybench.suite import Reference, Suite
-from raybench.table import Table
 
 SLACK = 1e-7
 """Beyond half a unit: what a share loses as a 32-bit float before it is printed."""
@@ -322,15 +321,6 @@ def check_suite(suite: Suite, test_size: int | None = None) -> list[Finding]:
     return check_rows(suite.reference, test_size=test_size)
 
 
-def check_table(table: Table, test_size: int | None = None) -> list[Finding]:
-    """Return what is wrong with the measured columns of a summary (for the published ones: `check_suite`)."""
-    kept = [c.name in Reference.model_fields or c.name not in STATISTICS for c in table.columns]
-    names = [column.name for column in table.columns]
-    rows = [dict(itertools.compress(zip(names, row, strict=True), kept)) for row in table.rows]
-    exact = dict.fromkeys((*SHARES, "std", "epochs"), EXACT)
-    return check_rows(rows, decimals=exact, test_size=test_size, ddof=(1,))
-
-
 def check_trials(rows: pd.DataFrame) -> list[Finding]:
     """Return what is wrong with stored trials, columns as in `records.TrialRow`: each by itself, and all together.
 
@@ -409,6 +399,26 @@ METRICS = ("precision", "recall", "f1")
 AVERAGES = ("macro avg", "weighted avg")
 Ranges = dict[str, tuple[float, float]]
 """Of a class: what each metric can be, and how many images can be ``called`` so."""
+
+
+def read_class_report(text: str, source: str) -> list[dict[str, Any]]:
+    """Return the rows of a class report as `check_class_report` takes them, from what scikit-learn prints.
+
+    Raises:
+        UserError: with ``source``, for a line that is no row of one.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if row := re.fullmatch(r"\s*(\S.*?)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\d+)\s*", line):
+            rows.append(dict(zip(("class", *METRICS, "support"), row.groups(), strict=True)))
+        elif len(words) == 3 and words[0] == "accuracy":
+            rows.append({"class": "accuracy", "f1": words[1], "support": words[2]})
+        elif words and words != ["precision", "recall", "f1-score", "support"]:
+            raise UserError(f"{source}, line {number}: must be a class with precision, recall, F1 and support")
+    if not rows:
+        raise UserError(f"{source}: no class report in it, as scikit-learn's classification_report prints one")
+    return rows
 
 
 def check_class_report(rows: Sequence[Row]) -> list[Finding]:

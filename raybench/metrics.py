@@ -86,11 +86,16 @@ def chosen_by(best: str, rule: Rule = "best_val") -> str:
     return rules[rule]
 
 
+def selection(best: str, rule: Rule = "best_val") -> str:
+    """Say `chosen_by` as it stands above numbers."""
+    return f"selection rule: {chosen_by(best, rule)}"
+
+
 def says(metric: str, best: str, rule: Rule = "best_val") -> str:
     """Say what a metric is, and where it is one of an epoch, which rule chose that."""
     found = METRICS[metric]
     of_epoch = found.by_epoch or not found.column
-    return f"{metric}: {found.meaning}" + (f"; selection rule: {chosen_by(best, rule)}" if of_epoch else "")
+    return f"{metric}: {found.meaning}" + (f"; {selection(best, rule)}" if of_epoch else "")
 
 
 def find_metric(word: str, among: Iterable[str] = METRICS) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raybench.axes import Label
 from raybench.cells import Cells, counted
-from raybench.metrics import chosen_by
+from raybench.metrics import selection
 from raybench.records import Activations, DetectionRow, Score
 from raybench.settings import DatasetSettings
 from raybench.suite import OutOfDistribution
@@ -184,7 +184,7 @@ def table(rows: pd.DataFrame, cells: Cells, suite: str, asked: Sequence[OutOfDis
     return Table(
         suite=suite,
         title=f"{suite}: images from outside of the data",
-        header=(*_header(parts, asked, chosen_by(cells.best)), *cells.header),
+        header=(*_header(parts, asked, selection(cells.best)), *cells.header),
         warnings=cells.warnings,
         columns=(*(Column(axis, axis, align="left") for axis in cells.axes), *COLUMNS),
         rows=tuple(lines),
@@ -203,7 +203,7 @@ def _header(parts: Sequence[pd.DataFrame], asked: Sequence[OutOfDistribution], r
     yield "accuracy: share told rightly; peek: with a threshold that the judged images choose themselves (report 004)"
     yield "AUROC, and FPR95, the share from outside that is accepted where 95 % from inside are, need no threshold"
     yield "mean over n trials; std: of the accuracy, sample standard deviation (ddof=1)"
-    yield f"selection rule: {rule}"
+    yield rule
 
 
 def _lines(rows: pd.DataFrame, planned: int) -> Iterable[tuple[Label | None, ...]]:

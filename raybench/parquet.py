@@ -7,7 +7,6 @@ that is damaged is said, and costs no other file anything.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -229,16 +228,26 @@ def set_column(folder: Folder, column: pa.Field, values: Mapping[str, Any]) -> N
         write(path, table.append_column(column.name, now) if at < 0 else table.set_column(at, column.name, now))
 
 
-def read_predictions(folder: Folder, trial_ids: Iterable[str]) -> dict[str, Predictions]:
+def read_predictions(
+    folder: Folder, trial_ids: Iterable[str], damaged: list[str] | None = None
+) -> dict[str, Predictions]:
     """Return what is stored of some trials' test images, by id, in the order of ``index``; none of those without.
 
     Only their files are read.
+
+    Args:
+        damaged: gets a line for each file that cannot be read, unless it has it.
     """
     wanted = dict.fromkeys(trial_ids)
-    merged = [path for path in _merged(folder) if wanted.keys() & _ids_in(path)]
-    files = [folder / f"{trial_id}.parquet" for trial_id in wanted]
+    # A damaged file does not say whose rows lie in it: they may be wanted.
+    merged = [path for path in _merged(folder) if not (ids := _ids_in(path)) or wanted.keys() & ids]
+    files = [*merged, *(folder / f"{trial_id}.parquet" for trial_id in wanted)]
     found: dict[str, Predictions] = {}
-    for table in filter(None, _each(_content_if_whole, [*merged, *files])):
+    for table in _each(_content_or_damage, files):
+        if isinstance(table, str) and damaged is not None and table not in damaged:
+            damaged.append(table)
+        if table is None or isinstance(table, str):
+            continue
         for trial_id in pc.unique(table["trial_id"]).to_pylist():
             if trial_id in wanted:
                 found[trial_id] = _predictions(table.filter(pc.equal(table["trial_id"], trial_id)))
@@ -284,9 +293,13 @@ def read_files(
                 part = ds.ParquetFileFormat().make_fragment(pa.BufferReader(file.read_bytes()))
                 tables.append(_read(ds.FileSystemDataset([part], schema, part.format), columns))
             except (pa.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0].rpartition("<Buffer>': ")[2]
-                damaged.append(f"{file}: not a readable result ({reason}); its trial is not counted")
+                damaged.append(_damage(file, error))
         return pa.concat_tables(tables), damaged
+
+
+def _damage(file: Folder, error: Exception) -> str:
+    reason = str(error).splitlines()[0].rpartition("<Buffer>': ")[2]
+    return f"{file}: not a readable result ({reason}); its trial is not counted"
 
 
 def _merged(folder: Folder) -> list[Folder]:
@@ -314,10 +327,21 @@ def _content(path: Folder) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
 
 
+def _content_or_damage(path: Folder) -> pa.Table | str | None:
+    """Return what a file holds, or a line that says why it cannot be read; nothing where there is none."""
+    try:
+        content = path.read_bytes()  # storage that is away raises here, see `read_files`
+    except FileNotFoundError:
+        return None
+    try:
+        return pq.ParquetFile(pa.BufferReader(content)).read().replace_schema_metadata()
+    except (pa.ArrowException, OSError) as error:
+        return _damage(path, error)
+
+
 def _content_if_whole(path: Folder) -> pa.Table | None:
-    with contextlib.suppress(FileNotFoundError, pa.ArrowException):  # not kept, or damaged: reported when read
-        return _content(path).replace_schema_metadata()
-    return None
+    content = _content_or_damage(path)
+    return None if isinstance(content, str) else content  # damaged: reported when read
 
 
 def _unlink(path: Folder) -> None:

@@ -283,12 +283,15 @@ class Store:
             ) from None
 
     @_patient
-    def predictions(self, trial_ids: Iterable[str]) -> dict[str, Predictions]:
+    def predictions(self, trial_ids: Iterable[str], damaged: list[str] | None = None) -> dict[str, Predictions]:
         """Return what is stored of some trials' test images, by id, in the order of ``index``; none of those without.
 
         Only their files are read. A trial takes images x (classes x 2 + 8) bytes: of thousands ask for some at a time.
+
+        Args:
+            damaged: gets a line for each file that cannot be read, unless it has it.
         """
-        return parquet.read_predictions(self.folder / "predictions", trial_ids)
+        return parquet.read_predictions(self.folder / "predictions", trial_ids, damaged)
 
     def outcome(self, trial_id: str) -> Outcome:
         """Return what is stored of a trial, but for its predictions and weights."""

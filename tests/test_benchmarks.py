@@ -9,11 +9,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import coverage
 import epoch
 import epoch_torch
+import kill
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +24,7 @@ import search
 import sweep
 from rounds import Contender, Usage, ratios, spread, table
 
+from raybench import stats
 from raybench.registry import MODELS
 from raybench.suite import load
 
@@ -43,10 +47,12 @@ def test_spread_ratios_and_table() -> None:
 def test_the_cpu_time_of_grandchildren_counts() -> None:
     burn = "import time\nwhile time.process_time() < 0.5: pass\ntime.sleep(0.4)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    begun = time.time()
     with Usage([sys.executable, "-c", code]) as usage:
         pass
     assert usage.process.returncode == 0
     assert 0.5 <= usage.cpu < 1.5
+    assert usage.cpu_until(begun) == 0 and usage.cpu_until(time.time()) == usage.cpu
 
 
 def test_a_contender_answers_in_turns_and_says_where_it_ends() -> None:
@@ -67,7 +73,7 @@ def test_a_contender_answers_in_turns_and_says_where_it_ends() -> None:
 # epoch.py
 
 
-@pytest.mark.parametrize("kind", ["raybench", "raybench-bf16", "tutorial", "timm"])
+@pytest.mark.parametrize("kind", ["raybench", "raybench-bf16", "augmentation", "tutorial", "timm"])
 def test_every_contender_trains_the_same_network_as_many_steps(kind: str) -> None:
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (64, 32, 32, 3), np.uint8), np.arange(64) % 10
@@ -77,8 +83,7 @@ def test_every_contender_trains_the_same_network_as_many_steps(kind: str) -> Non
         done = turn()
         assert (done["steps"], done["images"]) == (2, 64)
         assert done["seconds"] > 0
-    if kind == "raybench":
-        assert 0 < done["augmentation"] < 1
+    assert ("alone" in done) == (kind == "augmentation")  # no turn that is compared does more than train
 
 
 def test_an_image_of_model2_is_231_megaflop() -> None:
@@ -96,12 +101,13 @@ def test_the_table_of_an_epoch_adds_up() -> None:
         return made
 
     ours = contender("raybench", (1, 2), (2, 2), (4, 2), flop=1e9)
-    for turn, share in zip(ours.turns["model2-32"], (0.01, 0.04, 0.02), strict=True):
-        turn["augmentation"] = share
+    augmented = contender("augmentation", (1, 1), (1, 1), (1, 1))
+    for turn, seconds in zip(augmented.turns["model2-32"], (0.02, 0.08, 0.04), strict=True):
+        turn["alone"] = seconds
     gemm = contender("gemm", (1, 2), (1, 2), (1, 2))
     for turn in gemm.turns["model2-32"]:
         turn["flop"] = 2e11
-    text = epoch.report([ours, contender("tutorial-0", (2, 4), (2, 8), (2, 8)), gemm], "model2-32")
+    text = epoch.report([ours, augmented, contender("tutorial-0", (2, 4), (2, 8), (2, 8)), gemm], "model2-32")
     assert text.startswith("**model2, batch 32**: 100 images, 4 steps, 3 rounds")
     head, first, other = cells(text)
     assert len(head) == len(first) == len(other) == 5
@@ -134,19 +140,45 @@ def test_an_epoch_beside_keras() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# coverage.py
+
+
+def test_many_bootstraps_at_once_are_those_of_raybench() -> None:
+    values = np.random.default_rng(1).standard_normal((5, 3))
+    found = coverage.bootstrap(values, np.random.default_rng(2))
+    for number, own in enumerate(values.T):
+        assert found[:, number] == pytest.approx(stats.bootstrap_interval(own, seed=3), abs=0.05)
+
+
+def test_intervals_cover_what_the_docs_say() -> None:
+    text = (BENCHMARKS.parent / "docs" / "statistics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d+) % \| (\d+) % \|$", text, re.MULTILINE)
+    assert tuple(int(n) for n, _, _ in rows) == coverage.SIZES
+    for n, *said in rows:
+        assert [100 * share for share in coverage.coverage(int(n), 2000)] == pytest.approx([*map(int, said)], abs=2)
+    assert f"five values covers {rows[1][1]} %" in (stats.mean_interval.__doc__ or "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # sweep.py, search.py
 
 
 def test_the_table_of_a_sweep_adds_up() -> None:
     ours, other = sweep.Way("raybench", 2, 4), sweep.Way("shell", 1, 4)
-    ours.seconds, ours.cpu, ours.start = [12.0], [16.0], [5.0]
-    other.seconds, other.cpu = [24.0], [32.0]
+    ours.seconds, ours.start, ours.end, ours.cpu = [12.0], [5.0], [1.0], [16.0]
+    other.seconds, other.start, other.end, other.cpu = [24.0], [3.0], [0.0], [42.0]
     text = sweep.report([ours, other], [{"seconds": 2.0, "cpu": 3.0}] * 4)
     assert text.startswith("Training alone: 8.0 s for 4 trials, 12.0 of CPU.")
     _, first, second = cells(text)
-    # (12 s x 2 slots - 8 s) / 4 and (16 - 12) / 4; (24 x 1 - 8) / 4 and (32 - 12) / 4
-    assert first[4:] == ["4.00 (4.00 to 4.00)", "1.00 (1.00 to 1.00)", "1.0"]
-    assert second[4:] == ["4.00 (4.00 to 4.00)", "5.00 (5.00 to 5.00)", "5.0"]
+    # Of two further trials ((12 - 5 - 1) s x 2 slots - 8 s) / 2 and (16 - 12) / 2; of three (21 x 1 - 8) / 3 and 30 / 3
+    assert first[4:] == ["5.0 (5.0 to 5.0)", "1.0 (1.0 to 1.0)", "2.00 (2.00 to 2.00)", "2.00 (2.00 to 2.00)", "1.0"]
+    assert second[4:] == [
+        "3.0 (3.0 to 3.0)",
+        "0.0 (0.0 to 0.0)",
+        "4.33 (4.33 to 4.33)",
+        "10.00 (10.00 to 10.00)",
+        "5.0",
+    ]
     assert "5.0 (5.0 to 5.0) s to the first batch, then 7.0 s for what training alone would take 4.0 s" in text
     assert "in all 1.33 times start-up and training" in text
 
@@ -160,7 +192,8 @@ def test_all_ways_of_a_sweep_train_the_same_trials_to_the_same_accuracies(monkey
     assert len(alone) == 2
     for way in ways:  # `sweep` itself compares the accuracies
         assert len(way.accuracies) == way.trials
-        assert len(way.seconds) == len(way.cpu) == 1 and way.cpu[0] > 0
+        assert len(way.seconds) == len(way.start) == len(way.end) == len(way.cpu) == 1
+        assert 0 < way.start[0] < way.start[0] + way.end[0] < way.seconds[0] and way.cpu[0] >= 0
 
 
 def test_what_a_search_found_and_cost() -> None:
@@ -183,6 +216,13 @@ def test_what_a_search_found_and_cost() -> None:
     _, ours, theirs = cells(search.costs([("search", used, found), ("grid", used, full)]))
     assert ours == ["search", "2", "1", "10", "0.28", "10", "20"]
     assert theirs == ["grid", "4", "0", "36", "1.00", "10", "20"]
+
+
+def test_rows_that_lie_there_at_the_end_of_a_sweep_are_not_counted_as_before_a_kill(tmp_path: Path) -> None:
+    at_end, ended = kill.Seen(), kill.Sweep(tmp_path / "sweep")
+    ended.before = {"gone": b"its row"}
+    ended.check(at_end)
+    assert (at_end.rows, at_end.lost) == (0, 1)
 
 
 @pytest.mark.parametrize("name", ["search", "precision"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 from hypothesis import strategies as st
 
+from raybench import cli
 from raybench import suite as suites
 from raybench.check import (
     DISAGREEMENT,
@@ -23,11 +26,11 @@ from raybench.check import (
     check_row,
     check_rows,
     check_suite,
-    check_table,
     check_trials,
     decimals_of,
     mean_bounds,
     read,
+    read_class_report,
     sameness,
     squares_bounds,
 )
@@ -35,8 +38,6 @@ from raybench.errors import UserError
 from raybench.grid import Trial
 from raybench.records import TrialRow
 from raybench.suite import Suite
-from raybench.summarize import MEASURED, PUBLISHED
-from raybench.table import Column, Table
 
 REPORTS = Path(__file__).parents[2] / "shared" / "reports"
 IMPOSSIBLE = (
@@ -354,25 +355,7 @@ def test_chance_is_as_often_as_the_rule_says() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Measured tables and trials
-
-
-def summary(rows: Sequence[tuple[Any, ...]]) -> Table:
-    columns = (Column("model", "model"), Column("lr", "lr"), *MEASURED, PUBLISHED["mean"])
-    return Table(suite="s", title="s", header=(), warnings=(), columns=columns, rows=tuple(rows), notes=())
-
-
-def test_a_measured_table_passes_and_a_broken_one_does_not() -> None:
-    values = np.array([290, 297, 301]) / 360
-    good = ("a", 1, 3, 3, values.mean(), values.std(ddof=1), values.min(), values.max(), 11 / 3, 0.9)
-    nothing = ("b", 2, 0, 3, *[None] * 5, 0.9)
-    one = ("c", 1, 1, 3, 0.75, None, 0.75, 0.75, 4.0, None)
-    assert check_table(summary([good, nothing, one]), test_size=360) == []
-    broken = ("d", 2, 3, 3, values.mean(), values.std(ddof=0), values.min(), values.max(), 11 / 3, 0.9)
-    assert said(check_table(summary([good, broken]))) == [
-        "model=d, lr=2: std 0.012628 cannot be: three values from 0.805556 to 0.836111 with mean 0.822222 have a"
-        " standard deviation of at least 0.015465 (n-1 in the denominator)"
-    ]
+# Measured trials
 
 
 def trial_row(seed: int, right: int, **others: Any) -> TrialRow:
@@ -521,6 +504,42 @@ def test_a_report_is_as_scikit_learn_prints_it() -> None:
     lines = [line.split() for line in SCIKIT_LEARN.splitlines()[1:] if line]
     assert lines == [" ".join(map(str, row.values())).split() for row in rows]
     assert check_class_report(rows) == []
+    assert check_class_report(read_class_report(SCIKIT_LEARN, "it")) == []
+    named = read_class_report(SCIKIT_LEARN.replace("           0 ", "  polar bear "), "it")
+    assert [row["class"] for row in named] == ["polar bear", "1", "2", "accuracy", "macro avg", "weighted avg"]
+
+
+def test_a_class_report_is_checked_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "report.txt"
+    for text, status, out in (
+        (SCIKIT_LEARN, 0, ""),
+        (
+            SCIKIT_LEARN.replace("0.77      0.83", "0.99      0.83"),
+            1,
+            "  class=0: precision 0.99 cannot be: with recall 0.83 no whole number of predictions gives it\n",
+        ),
+    ):
+        file.write_text(text)
+        command = ["raybench", "check", "quickstart", "--results", str(tmp_path), "--class-report", str(file)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == status
+        assert capsys.readouterr().out.startswith(f"quickstart: 0 published rows\n{file}: 3 classes\n{out}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it: no class report in it, as scikit-learn's classification_report prints one"),
+        ("precision recall\n", "it, line 1: must be a class with precision, recall, F1 and support"),
+    ],
+)
+def test_a_text_that_is_no_class_report(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        read_class_report(text, "it")
 
 
 @hypothesis.settings(deadline=None, max_examples=80)

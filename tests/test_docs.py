@@ -9,6 +9,7 @@ import ast
 import inspect
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -373,6 +374,24 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_pages_name_no_private_place(page: str) -> None:
     found = re.search(FORBIDDEN, (ROOT / page).read_text(encoding="utf-8"))
     assert found is None, f"{page}: {found and found[0]}"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_what_pages_name_of_raybench_is_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    names = {name for name in re.findall(r"\braybench(?:\.\w+)+", text) if not name.endswith(".json")}
+    for module, imported in re.findall(r"^from (raybench[.\w]*) import (.+)$", text, re.MULTILINE):
+        names |= {f"{module}.{name.strip()}" for name in imported.split(",")}
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
+def test_sample_queries_leave_out_trials_that_have_not_finished() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:python|sh)\n(.*?)^```", text, re.M | re.S)
+    queries = [block for block in blocks if re.search("mean|avg", block)]
+    assert len(queries) == 3
+    assert [query for query in queries if not re.search("status.*completed.*stopped_early", query)] == []
 
 
 def test_commands_parse() -> None:

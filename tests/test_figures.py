@@ -134,7 +134,7 @@ def made(
         rows=flat([row_of(trial) for trial in trials] if rows is None else rows),
         epochs=pd.DataFrame([dataclasses.asdict(epoch) for epoch in all_epochs], columns=columns),
         predictions=lambda ids: pd.concat([stored[id_] for id_ in ids], ignore_index=True),
-        classes=names,
+        classes=lambda trial: names,
         detections=lambda: detected(trials),
         images=lambda trial, index: np.full((len(index), 8, 8, 3), 90, np.uint8),
         foreign=lambda trial, settings, fingerprint, index: np.full((len(index), 8, 8, 3), 30, np.uint8),
@@ -155,7 +155,7 @@ def options_of(kind: str, results: Results) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     if kind == "gradcam":
         pixels = rng.integers(0, 255, (n, 8, 8, 3), np.uint8)
-        return {"images": pixels, "maps": rng.random((n, 8, 8)), "true": [0, 1, 2] * 2, "predicted": [0, 1, 1] * 2}
+        return {"images": pixels, "maps": rng.random((n, 8, 8)), "true": [*"abc"] * 2, "predicted": [*"abb"] * 2}
     return {}
 
 
@@ -221,8 +221,11 @@ def test_confusion_is_the_mean_over_the_seeds_of_scikit_learns(results: Results)
     assert len(trials) == 3
     each = [predicted(trial) for trial in trials]
     expected = np.mean([confusion_matrix(one["label"], one["prediction"]) for one in each], axis=0)
-    assert np.array_equal(classes.confusion_of(results, trials), expected)
-    assert classes.confusion_of(results, trials).sum() == 60
+    (first, *_), _ = classes.shown(results)
+    (one,), _ = classes.measured(results, [first], lambda frame, names: classes.counts(frame, len(names)))
+    assert one.classes == NAMES
+    assert np.array_equal(one.each.mean(axis=0), expected)
+    assert [matrix.sum() for matrix in one.each] == [60] * 3
 
 
 def test_a_confusion_matrix_has_classes_that_nobody_saw() -> None:
@@ -346,16 +349,18 @@ def test_what_cannot_be_drawn_is_said_in_a_line(
 
 def test_what_is_missing_for_a_kind(load_suite: Load) -> None:
     suite, trials = load_suite(SUITE.replace("lr: [1e-2, 1e-3], train.batch_size: [16, 32]", "augmentation: [none]"))
-    bare = dataclasses.replace(made(suite, trials, epochs=[]), classes=(), images=None, detections=lambda: detected([]))
+    bare = dataclasses.replace(
+        made(suite, trials, epochs=[]), classes=lambda trial: (), images=None, detections=lambda: detected([])
+    )
     assert {kind: reason for kind in PLOTS.names() if (reason := available(kind, bare))} == {
-        "curves": "no epochs are stored",
+        "curves": "no epochs that can be read are stored",
         "lr": "needs an axis lr with several values",
-        "curves_by_lr": "no epochs are stored",
+        "curves_by_lr": "no epochs that can be read are stored",
         "heatmap": "needs 2 axes with several values; the plan has model",
         "grid": "needs 3 axes with several values; the plan has model",
-        "confusion": "needs predictions, and none are stored",
-        "class_report": "needs predictions, and none are stored",
-        "gallery": "needs predictions, and none are stored",
+        "confusion": "needs predictions, and none that can be read are stored",
+        "class_report": "needs predictions, and none that can be read are stored",
+        "gallery": "needs predictions, and none that can be read are stored",
         "gradcam": "is made from a trial's weights: `raybench gradcam` does it",
         "activations": "needs scores of images from outside: `raybench ood` stores them",
         "outside": "needs scores of images from outside: `raybench ood` stores them",
@@ -685,3 +690,233 @@ assert not {"torch", "ray", "matplotlib.pyplot"} & set(sys.modules), sys.modules
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (out.stdout, out.stderr) == ("made-gallery.png\n", "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells on different datasets, and files that cannot be read
+
+
+@pytest.fixture
+def two_datasets(load_suite: Load, tmp_path: Path) -> Callable[[str], Results]:
+    """``two_datasets("cifar100, digits")`` returns results of two seeds on each, a class of their own every one."""
+
+    def make(names: str) -> Results:
+        suite, trials = load_suite(
+            f"name: two\ndataset: digits\nmodel: mlp\ncompare: {{dataset: [{names}]}}\nrepeat: {{seed: 2}}\n"
+        )
+        store = Store(tmp_path / "results", suite)
+        store.open(plan.snapshot(plan.Choice(suite)))
+        for trial in trials:
+            count = {"digits": 10, "cifar100": 100}[str(trial.labels["dataset"])]
+            frame = predicted(trial, 300, count)
+            frame = frame[frame["label"] != count - 1]  # the last class is in no image, but in the logits
+            index, label, prediction = (frame[name].to_numpy() for name in ("index", "label", "prediction"))
+            logits = np.eye(count, dtype=np.float16)[prediction]
+            row = row_of(trial, dataset=str(trial.labels["dataset"]), axes={}, dataset_fingerprint=None)
+            found = Predictions(index=index, label=label, logits=logits, prediction=prediction)
+            store.write(Outcome(row=row, epochs=epochs_of(trial), predictions=found))
+        store.close()
+        return data.collect(store, plan.Choice(suite))
+
+    return make
+
+
+@pytest.mark.parametrize("names", ["cifar100, digits", "digits, cifar100"])
+def test_every_cell_has_the_classes_of_its_own_dataset(two_datasets: Callable[[str], Results], names: str) -> None:
+    results = two_datasets(names)
+    table = classes.class_table(results)
+    for dataset, count in (("digits", 10), ("cifar100", 100)):
+        rows = [row for row in table.rows if row[0] == dataset]
+        assert [row[1] for row in rows] == [*map(str, range(count)), *classes.AVERAGES]
+        trials = [trial for trial in results.trials if trial.labels["dataset"] == dataset]
+        each = [results.predictions([trial.id]) for trial in trials]
+        f1 = [
+            precision_recall_fscore_support(
+                one["label"], one["prediction"], labels=range(count), average="macro", zero_division=0
+            )[2]
+            for one in each
+        ]
+        assert rows[-2][5] == pytest.approx(np.mean(f1))
+    for kind in ("confusion", "class_report"):
+        figure = draw(kind, results)
+        assert overlaps(figure) == []
+        panels = [axes for axes in figure.axes if axes.get_title()]
+        for panel in panels:
+            words = [label.get_text() for label in panel.get_yticklabels()]
+            numbers = [int(word) for word in words if word not in classes.AVERAGES]
+            assert (max(numbers) > 90) if "cifar100" in panel.get_title() else (max(numbers) == 9)
+            assert panel.yaxis.get_tick_params()["labelleft"]
+
+
+def test_names_of_classes_come_from_each_cells_own_dataset(
+    two_datasets: Callable[[str], Results], command: Command
+) -> None:
+    two_datasets("cifar100, digits")
+    status, out, err = command("classes", "two", "--format", "json")
+    assert status == 0
+    assert err.startswith("classes have no names here: no data/cifar-100-python/train")
+    assert err.count("\n") == 1  # digits comes with scikit-learn, CIFAR-100 does not
+    rows = json.loads(out)["rows"]
+    assert [row["class"] for row in rows if row["dataset"] == "digits"][:3] == ["0", "1", "2"]
+    status, out, err = command("plot", "gallery", "two")
+    assert (status, out) == (2, "")
+    assert err.startswith("raybench: no data/cifar-100-python/train") and err.count("\n") == 1
+    assert command("plot", "gallery", "two", "dataset=digits")[:2] == (0, "two-gallery.png\n")
+
+
+def tear(folder: Path, *trials: Trial) -> list[str]:
+    """Cut the files of some trials in half, as a full disk might; return their paths."""
+    paths = [folder / f"{trial.id}.parquet" for trial in trials]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return [str(path) for path in paths]
+
+
+@pytest.fixture
+def whole(load_suite: Load, tmp_path: Path) -> tuple[Path, list[Trial]]:
+    """Results of two cells with three finished trials each."""
+    suite, trials = load_suite(TWO_CELLS.replace("seed: 2", "seed: 3").replace("name: made", "name: whole"))
+    store = Store(tmp_path / "results", suite)
+    store.open(plan.snapshot(plan.Choice(suite)))
+    for trial in trials:
+        store.write(outcome(trial, None))
+    store.close()
+    return store.folder, trials
+
+
+def headings(path: str) -> set[str]:
+    return {text for text in re.findall(r">([^<>]+)</text>", Path(path).read_text()) if ", n=" in text}
+
+
+def caption(path: str) -> str:
+    """Return all words of a figure; lines of text are written from the last to the first."""
+    return " ".join(reversed(re.findall(r">([^<>]+)</text>", Path(path).read_text())))
+
+
+def test_predictions_that_cannot_be_read_are_not_counted_and_are_named(
+    command: Command, whole: tuple[Path, list[Trial]]
+) -> None:
+    folder, trials = whole
+    (torn,) = tear(folder / "predictions", trials[0])
+    for kind in ("confusion", "class_report"):
+        status, out, err = command("plot", kind, "whole", "-o", "a.svg")
+        assert (status, out) == (0, "a.svg\n")
+        assert err.count("\n") == 1 and err.startswith(f"{Path(torn).relative_to(Path.cwd())}: not a readable result")
+        assert headings("a.svg") == {"mlp, n=2", "small_cnn, n=3"}
+        said = caption("a.svg")
+        assert f"finished trials without predictions that can be read, not shown: {trials[0].name}" in said
+        assert "files that cannot be read: 1" in said
+    status, out, err = command("classes", "whole", "--format", "json")
+    assert status == 0 and "not a readable result" in err
+    table = json.loads(out)
+    assert [(row["model"], row["class"], row["n"]) for row in table["rows"][:1]] == [("mlp", "0", 2)]
+    assert f"finished trials without predictions that can be read, not shown: {trials[0].name}" in table["notes"]
+    status, out, err = command("plot", "gallery", "whole", "-o", "g.svg")
+    assert status == 0 and "trial mlp/none/s1 (" in caption("g.svg")
+    for arguments in (["plot", "confusion"], ["plot", "gallery"], ["classes"]):
+        status, out, err = command(*arguments, "whole", "--trial", trials[0].name)
+        assert (status, out) == (2, "")
+        assert err.splitlines()[-1] == (
+            f"raybench: whole: needs predictions of {trials[0].name}, and none that can be read are stored"
+        )
+
+
+def test_a_cell_without_readable_predictions_is_left_out_and_the_report_is_written(
+    command: Command, whole: tuple[Path, list[Trial]]
+) -> None:
+    folder, trials = whole
+    cell = [trial for trial in trials if trial.labels["model"] == "mlp"]
+    torn = tear(folder / "predictions", *cell)
+    for kind in ("confusion", "class_report"):
+        status, _, err = command("plot", kind, "whole", "-o", "a.svg")
+        assert status == 0 and all(Path(path).name in err for path in torn)
+        assert headings("a.svg") == {"small_cnn, n=3"}
+    status, out, _ = command("classes", "whole", "--format", "json")
+    assert {(row["model"], row["n"]) for row in json.loads(out)["rows"]} == {("small_cnn", 3)}
+    assert command("report", "whole")[:2] == (0, "results/whole/report.html\n")
+    text = (folder / "report.html").read_text()
+    assert all(f"{Path(path).name}: not a readable result" in text for path in torn)
+    tear(folder / "predictions", *(trial for trial in trials if trial not in cell))
+    status, _, err = command("plot", "confusion", "whole")
+    reason = "needs predictions, and none that can be read are stored"
+    assert (status, err.splitlines()[-1]) == (2, f"raybench: whole: cannot draw confusion: {reason}")
+    assert err.count("not a readable result") == 6
+    assert command("classes", "whole")[2].splitlines()[-1] == f"raybench: whole: {reason}"
+    assert command("report", "whole")[0] == 0
+
+
+def test_epochs_that_cannot_be_read_are_not_counted_and_are_named(
+    command: Command, whole: tuple[Path, list[Trial]]
+) -> None:
+    folder, trials = whole
+    cell = [trial for trial in trials if trial.labels["model"] == "mlp"]
+    tear(folder / "epochs", cell[0])
+    for options in ([], ["--axis", "model"]):
+        status, _, err = command("plot", "curves", "whole", *options, "-o", "a.svg")
+        assert status == 0 and err.count("not a readable result") == 1
+        assert "lines: mean of n = 2 to 3 finished trials" in caption("a.svg")
+        assert f"finished trials without epochs that can be read, not shown: {cell[0].name}" in caption("a.svg")
+    tear(folder / "epochs", *cell[1:])
+    assert command("plot", "curves", "whole", "-o", "a.svg")[0] == 0
+    assert "lines: mean of n = 3 finished trials" in caption("a.svg")
+    tear(folder / "epochs", *(trial for trial in trials if trial not in cell))
+    status, _, err = command("plot", "curves", "whole")
+    message = "raybench: whole: cannot draw curves: no epochs that can be read are stored"
+    assert (status, err.splitlines()[-1]) == (2, message)
+    assert command("report", "whole")[0] == 0
+
+
+def test_the_mean_of_readable_epochs_is_a_line(load_suite: Load) -> None:
+    suite, trials = load_suite(TWO_CELLS.replace("seed: 2", "seed: 3"))
+    cell = data.cells(made(suite, trials))[0].trials
+    results = made(suite, cell, epochs=[epoch for trial in cell[1:] for epoch in epochs_of(trial)])
+    (panel,) = draw("curves", results, metric="accuracy").axes
+    (mean,) = [line for line in panel.lines if line.get_color() == figures.style.COLORS[1]]
+    expected = np.mean([[epoch.val_accuracy for epoch in epochs_of(trial)] for trial in cell[1:]], 0)
+    assert mean.get_ydata() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--rule", "last", "--metric", "val_accuracy"], ["--metric", "macro_f1"], ["--ensemble"]],
+    ids=["epochs", "macro_f1", "ensemble"],
+)
+def test_summarize_names_files_that_cannot_be_read(
+    command: Command, whole: tuple[Path, list[Trial]], arguments: list[str]
+) -> None:
+    folder, trials = whole
+    (torn,) = tear(folder / ("epochs" if "last" in arguments else "predictions"), trials[0])
+    status, out, err = command("summarize", "whole", *arguments, "--format", "json")
+    assert status == 0 and [row["n"] for row in json.loads(out)["rows"]] == [2, 3]
+    assert err.count("\n") == 1 and err.startswith(f"{Path(torn).relative_to(Path.cwd())}: not a readable result (")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which epoch's numbers are drawn, and where there are none
+
+
+def test_every_figure_of_a_selected_epoch_says_the_rule(load_suite: Load) -> None:
+    suite, trials = load_suite(SUITE.replace("epochs: 4", "epochs: 4, best: val_loss"))
+    results = made(suite, trials)
+    rule = "selection rule: the weights of the epoch with the best val_loss"
+    for kind in PLOTS.names():
+        said = [text for text, _ in texts(draw(kind, results, **options_of(kind, results)))]
+        assert (rule in said) == (kind not in ("curves", "curves_by_lr")), kind
+    for kind in ("box", "lr", "heatmap", "grid", "ranking"):  # their number is of none
+        assert rule not in [text for text, _ in texts(draw(kind, results, metric="epochs"))]
+    assert rule in classes.class_table(results).header[0]
+
+
+@pytest.mark.parametrize("kind", ["box", "lr", "heatmap", "grid", "ranking"])
+def test_a_metric_that_no_trial_has_is_said_in_a_line(results: Results, kind: str) -> None:
+    none = dataclasses.replace(results, rows=results.rows.assign(train_loss=None, test_accuracy=None))
+    with pytest.raises(UserError, match=f"^made: cannot draw {kind}: no finished trial has a training loss$"):
+        draw(kind, none, metric="train_loss")
+    assert available(kind, none) == "no finished trial has a test accuracy"
+
+
+def test_trials_without_the_metric_are_named(results: Results) -> None:
+    first = results.trials[0]
+    rows = results.rows.assign(train_loss=results.rows["test_loss"].mask(results.rows["trial_id"] == first.id))
+    said = [text for text, _ in texts(draw("ranking", dataclasses.replace(results, rows=rows), metric="train_loss"))]
+    assert f"finished trials without training loss, not shown: {first.name}" in said

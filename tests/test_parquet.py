@@ -235,6 +235,24 @@ def test_predictions_of_a_damaged_file_are_none(folder: Folder) -> None:
         write(folder / f"{trial_id}.parquet", predictions_table(trial_id, predictions()))
     (folder / "t0.parquet").write_bytes(b"torn")
     assert list(read_predictions(folder, ["t0", "t1"])) == ["t1"]
+    damaged: list[str] = []
+    for _ in range(2):  # each is named once
+        assert list(read_predictions(folder, ["t0", "t1", "t2"], damaged)) == ["t1"]
+    assert len(damaged) == 1 and damaged[0].startswith(f"{folder / 't0.parquet'}: not a readable result (")
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_predictions_of_a_damaged_merged_file_are_none(folder: Path, end: bool) -> None:
+    """Whether its end, which says whose rows it has, can be read or not."""
+    for trial_id in ("t0", "t1"):
+        write(folder / f"{trial_id}.parquet", predictions_table(trial_id, predictions()))
+    merge([folder / "t0.parquet"])
+    (merged,) = folder.glob("merged-*.parquet")
+    content = merged.read_bytes()
+    merged.write_bytes(content[:4] + bytes(100) + content[104:] if end else content[:50])
+    damaged: list[str] = []
+    assert list(read_predictions(folder, ["t0", "t1"], damaged)) == ["t1"]
+    assert len(damaged) == 1 and damaged[0].startswith(f"{merged}: not a readable result (")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -207,6 +207,16 @@ def test_predictions_of_some_trials(merged: bool, store: Store) -> None:
             assert stored.dtype == written.dtype and np.array_equal(stored, written), name
 
 
+def test_files_of_predictions_that_cannot_be_read_are_named(store: Store) -> None:
+    store.write(full("t0"))
+    store.write(full("t1"))
+    (store.folder / "predictions" / "t0.parquet").write_bytes(b"torn")
+    damaged: list[str] = []
+    assert list(store.predictions(["t0", "t1", "t2"], damaged)) == ["t1"]
+    assert len(damaged) == 1
+    assert damaged[0].startswith(f"{store.folder / 'predictions' / 't0.parquet'}: not a readable result (")
+
+
 @everywhere
 def test_some_columns(store: Store) -> None:
     store.write(full())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,13 +115,14 @@ def plot(
         check_suffix(output)
     store, choice = stored(suite, results)
     found = collect(store, choice, cell)
-    warn(*found.damaged)
-    if kind in NEED_IMAGES:
-        check(kind, replace(found, images=_nothing), given)  # what is not stored, no folder can give
-        found = with_data(found, data_dir)
-    elif kind in NEED_NAMES:
-        found = with_names(found, data_dir)
-    figure = draw(kind, found, **given)
+    with naming_damage(found):
+        if kind in NEED_IMAGES:
+            check(kind, replace(found, images=_nothing), given)  # what is not stored, no folder can give
+            gallery = kind == "gallery"
+            found = with_data(found, data_dir, given.get("trial", "")) if gallery else with_images(found, data_dir)
+        elif kind in NEED_NAMES:
+            found = with_names(found, data_dir)
+        figure = draw(kind, found, **given)
     path = output if output.suffix and not output.is_dir() else output / f"{choice.suite.name}-{kind}.png"
     save(figure, path)
     print(path)
@@ -144,37 +147,46 @@ def classes(
 
     store, choice = stored(suite, results)
     found = collect(store, choice, cell)
-    warn(*found.damaged)
-    show(class_table(with_names(found, data_dir), trial or ""), format)
+    with naming_damage(found):
+        table = class_table(with_names(found, data_dir), trial or "")
+    show(table, format)
 
 
-def with_data(results: Results, data_dir: Path) -> Results:
-    """Return ``results`` with the names of the classes, and with the images of the dataset in ``data_dir``; those from
-    outside are looked for when they are asked for.
+@contextlib.contextmanager
+def naming_damage(results: Results) -> Iterator[None]:
+    """Say at the end which files cannot be read: of those of predictions this is known when they are needed."""
+    try:
+        yield
+    finally:
+        warn(*results.damaged)
+
+
+def with_data(results: Results, data_dir: Path, trial: str = "") -> Results:
+    """Return ``results`` `with_images`, once those of a trial have been looked for.
+
+    Args:
+        trial: the trial whose images are shown, by default the first that has predictions.
 
     Raises:
-        DataError: if it is not there, or has other images than those that the trials were tested on.
+        DataError: if they are not there, or are others than those that it was tested on.
     """
+    from raybench.figures.images import looked_at
+
+    found = with_images(results, data_dir)
+    if looked := looked_at(results, trial):
+        assert found.images is not None
+        found.images(looked[0], looked[1]["index"].to_numpy()[:1])
+    return found
+
+
+def with_images(results: Results, data_dir: Path) -> Results:
+    """Return ``results`` with the names of the classes, and with the images of the datasets in ``data_dir``, those from
+    outside too. A dataset is looked for when it is asked for; a `DataError` then says that it is not there, or has
+    other images than those that the trial was tested on or asked about."""
     from raybench.data import Part, in_shape, sized
     from raybench.suite import OutOfDistribution
 
-    trials = results.trials
-    sources: dict[str, Source] = {}
-    known = results.rows.dropna(subset="dataset_fingerprint")
-    prints = dict(zip(known["trial_id"], known["dataset_fingerprint"], strict=True))
-
-    def source_of(trial: Trial) -> Source:
-        settings = trial.typed().dataset
-        key = settings.model_dump_json()
-        if key not in sources:
-            sources[key] = _load(results.suite, settings, data_dir)
-        source = sources[key]
-        if trial.id in prints and prints[trial.id] != source.fingerprint:
-            raise DataError(
-                f"{data_dir}: has other {settings.name} images (fingerprint {source.fingerprint}) than those that"
-                f" {trial.name} was tested on ({prints[trial.id]}): name their folder with --data-dir"
-            )
-        return source
+    source_of = _sources(results, data_dir)
 
     def images(trial: Trial, index: np.ndarray) -> np.ndarray:
         return source_of(trial).splits["test"].pixels[index]
@@ -190,8 +202,7 @@ def with_data(results: Results, data_dir: Path) -> Results:
             )
         return in_shape(Part(source.splits["test"], index), shape)[:]
 
-    first = next((trial for trial in trials if trial.id in prints), trials[0])
-    return replace(results, classes=source_of(first).classes, images=images, foreign=foreign)
+    return replace(_named(results, source_of), images=images, foreign=foreign)
 
 
 def _nothing(trial: Trial, index: np.ndarray) -> np.ndarray:
@@ -199,14 +210,49 @@ def _nothing(trial: Trial, index: np.ndarray) -> np.ndarray:
 
 
 def with_names(results: Results, data_dir: Path) -> Results:
-    """Return ``results`` with the names of the classes if the dataset is in ``data_dir``, else say that it is not."""
-    if not results.classes:
-        return results
-    try:
-        return replace(with_data(results, data_dir), images=None, foreign=None)
-    except UserError as error:
-        warn(f"classes have no names here: {error}")
-        return results
+    """Return ``results`` with the names of the classes of datasets in ``data_dir``; say which are not there."""
+    return _named(results, _sources(results, data_dir))
+
+
+def _named(results: Results, source_of: Callable[[Trial], Source]) -> Results:
+    from raybench.figures.results import dataset_of
+
+    known: dict[str, tuple[str, ...]] = {}
+
+    def classes(trial: Trial) -> tuple[str, ...]:
+        dataset = dataset_of(trial)
+        if dataset not in known:
+            known[dataset] = results.classes(trial)  # nothing without predictions
+            try:
+                known[dataset] = known[dataset] and source_of(trial).classes
+            except UserError as error:
+                warn(f"classes have no names here: {error}")
+        return known[dataset]
+
+    return replace(results, classes=classes)
+
+
+def _sources(results: Results, data_dir: Path) -> Callable[[Trial], Source]:
+    """Return what loads the dataset of a trial, each once."""
+    from raybench.figures.results import dataset_of
+
+    sources: dict[str, Source] = {}
+    known = results.rows.dropna(subset="dataset_fingerprint")
+    prints = dict(zip(known["trial_id"], known["dataset_fingerprint"], strict=True))
+
+    def source_of(trial: Trial) -> Source:
+        key, name = dataset_of(trial), trial.settings["dataset"]["name"]
+        if key not in sources:
+            sources[key] = _load(results.suite, trial.typed().dataset, data_dir)
+        source = sources[key]
+        if trial.id in prints and prints[trial.id] != source.fingerprint:
+            raise DataError(
+                f"{data_dir}: has other {name} images (fingerprint {source.fingerprint}) than those that"
+                f" {trial.name} was tested on ({prints[trial.id]}): name their folder with --data-dir"
+            )
+        return source
+
+    return source_of
 
 
 def _load(suite: Suite, settings: DatasetSettings, data_dir: Path) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,22 +87,23 @@ def summarize(
         )
     store, choice = stored(suite, results)
     trials, stored_rows = _read(store, choice)
+    damaged: list[str] = []
+    predictions = partial(store.predictions, damaged=damaged)
     if ensemble:
-        show(summarize_ensembles(stored_rows, choice.suite, trials, store.predictions, choice.seeds()), format)
-        return
-    epochs = store.read("epochs", ["trial_id", "epoch", *metrics.OF_EPOCHS])[0] if view.rule != "best_val" else None
-    show(
-        make_table(
+        table = summarize_ensembles(stored_rows, choice.suite, trials, predictions, choice.seeds())
+    else:
+        of_epochs = ["trial_id", "epoch", *metrics.OF_EPOCHS]
+        table = make_table(
             stored_rows,
             choice.suite,
             trials,
             view,
             seeds=choice.seeds(),
-            epochs=epochs,
-            predictions=store.predictions,
-        ),
-        format,
-    )
+            epochs=read(store, "epochs", of_epochs) if view.rule != "best_val" else None,
+            predictions=predictions,
+        )
+    warn(*damaged)
+    show(table, format)
 
 
 @app.command()
@@ -136,13 +138,19 @@ def _read(store: Store, choice: Choice) -> tuple[list[Trial], pd.DataFrame]:
 @suite_argument
 @results_option
 @click.option("--test-size", type=click.IntRange(min=1), metavar="N", help="Number of test images of the publication.")
-def check(suite: str, results: str | Path, test_size: int | None) -> int:
+@click.option(
+    "--class-report",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Check a published class report too: the text that scikit-learn's `classification_report` prints.",
+)
+def check(suite: str, results: str | Path, test_size: int | None, class_report: Path | None) -> int:
     """Name published and measured rows that cannot be: an impossible std, a mean outside, accuracies that never vary.
 
     The suite's `reference` rows are checked by arithmetic alone, and what is stored of its last run, if anything.
     Exit status 1 if anything was found.
     """
-    from raybench.check import check_suite, check_trials
+    from raybench.check import AVERAGES, check_class_report, check_suite, check_trials, read_class_report
     from raybench.objects import place
     from raybench.suite import find_suite, load
 
@@ -155,6 +163,10 @@ def check(suite: str, results: str | Path, test_size: int | None) -> int:
         rows = rows[rows["trial_id"].isin([trial.id for trial in trials])]
         print(f"{loaded.name}: {len(rows)} stored trials")
         findings += check_trials(rows)
+    if class_report:
+        report = read_class_report(class_report.read_text(encoding="utf-8", errors="replace"), str(class_report))
+        print(f"{class_report}: {sum(row['class'] not in ('accuracy', *AVERAGES) for row in report)} classes")
+        findings += check_class_report(report)
     for finding in findings:
         print(f"  {finding}")
     return EXIT_FAILED if findings else 0
@@ -373,7 +385,7 @@ def report(suite: str, results: str | Path, data_dir: Path, output: Path | None,
         warn(f"without images and names of classes: {error}")
     given = {}
     if gradcam:
-        _, given["gradcam"] = looked(found, store, data_dir, None, None, 16, "any")
+        given["gradcam"] = looked(found, store, data_dir, None, None, 16, "any")
     file = output or store.folder / "report.html"
     try:
         if output:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from raybench.cli.base import (
     stored_argument,
     warn,
 )
-from raybench.cli.figures import cell_argument, output_option, trial_option, with_data
+from raybench.cli.figures import cell_argument, output_option, trial_option, with_images
 from raybench.errors import SuiteError, UserError
 
 if TYPE_CHECKING:
@@ -65,16 +64,16 @@ def gradcam(
         check_suffix(output)
     store, choice = stored(suite, results)
     found = collect(store, choice, cell)
-    classes, options = looked(found, store, data_dir, trial, layer, count, which or "any")
+    options = looked(found, store, data_dir, trial, layer, count, which or "any")
     path = output if named else output / f"{choice.suite.name}-gradcam.png"
-    save(draw("gradcam", replace(found, classes=classes), **options), path)
+    save(draw("gradcam", found, **options), path)
     print(path)
 
 
 def looked(
     results: Results, store: Store, data_dir: Path, trial: str | None, layer: str | None, count: int, which: str
-) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return the names of the classes, and the options of a Grad-CAM figure of one trial."""
+) -> dict[str, Any]:
+    """Return the options of a Grad-CAM figure of one trial."""
     one = _trial(results, store, trial)
     need_torch()
     from raybench.revisit import Images, look
@@ -83,11 +82,11 @@ def looked(
     import_modules(results.suite)
     with progress().status("looking"):
         looks = look(one, store, Images(data_dir), count=count, which=which, layer=layer)  # type: ignore[arg-type]
-    return looks.classes, {
+    return {
         "images": looks.images,
         "maps": looks.maps,
-        "true": looks.true.tolist(),
-        "predicted": looks.predicted.tolist(),
+        "true": [looks.classes[number] for number in looks.true],
+        "predicted": [looks.classes[number] for number in looks.predicted],
         "caption": [f"trial {one.name} ({one.id}), layer {looks.layer}"],
     }
 
@@ -176,7 +175,7 @@ def ood(
         if plot:
             save(draw("activations", found, **of), plot)
         if samples:
-            save(draw("outside", with_data(found, data_dir), **of), samples)
+            save(draw("outside", with_images(found, data_dir), **of), samples)
 
 
 def _trial(results: Results, store: Store, word: str | None) -> Trial:

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from raybench.errors import UserError
-from raybench.figures.results import Results, axes, collect, finished, listed_axes
+from raybench.figures.results import METRICS, Results, axes, check_metric, collect, finished, listed_axes, values
 from raybench.figures.style import save, styled, svg
 from raybench.registry import PLOTS
 
@@ -51,6 +51,10 @@ def _lacking(kind: str, results: Results, options: Mapping[str, Any]) -> str | N
     for need in NEEDS.get(kind, (_finished,)):
         if reason := need(results):
             return reason
+    if kind in OF_TRIALS:
+        metric = check_metric(options.get("metric") or "test_accuracy")
+        if values(results, metric, every_point=kind == "lr").empty:
+            return f"no finished trial has a {METRICS[metric][0]}"
     named = [options[name] for name in AXES.get(kind, ()) if options.get(name)]
     free = [axis for axis in listed_axes(results) if axis not in named]
     count = len(AXES.get(kind, ())) - len(named)
@@ -70,7 +74,9 @@ def _finished(results: Results) -> str | None:
 
 
 def _epochs(results: Results) -> str | None:
-    return None if len(results.epochs) else "no epochs are stored"
+    stored = set(results.epochs["trial_id"])
+    some = any(trial.id in stored for trial in finished(results))
+    return None if some else "no epochs that can be read are stored"
 
 
 def _lr(results: Results) -> str | None:
@@ -78,7 +84,8 @@ def _lr(results: Results) -> str | None:
 
 
 def _predictions(results: Results) -> str | None:
-    return None if results.classes else "needs predictions, and none are stored"
+    some = any(results.classes(trial) for trial in finished(results))
+    return None if some else "needs predictions, and none that can be read are stored"
 
 
 def _images(results: Results) -> str | None:
@@ -97,6 +104,8 @@ def _weights(results: Results) -> str | None:
 
 AXES = {"box": ("axis",), "heatmap": ("rows", "columns"), "grid": ("rows", "columns", "panels")}
 """Options of kinds that name axes; for each that is not given there must be one with several values."""
+OF_TRIALS = {"box", "heatmap", "grid", "ranking", "lr"}
+"""Kinds that draw one number of each trial, by their option ``metric``."""
 GIVEN = {"maps"}
 """Options with which a figure is drawn from what it is given, whatever the results hold."""
 NEEDS: dict[str, tuple[Callable[[Results], str | None], ...]] = {

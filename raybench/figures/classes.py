@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import classification_report, confusion_matrix
 
 from raybench.axes import Label
+from raybench.cells import best_of
 from raybench.errors import UserError, did_you_mean
-from raybench.figures.results import Results, axes, best, cells, doubts, finished, name_of, with_status
+from raybench.figures.results import Results, axes, best, cells, doubts, finished, name_of, with_status, without
 from raybench.figures.style import COLUMN, PAGE, SHARES, TALLEST, finish, heading, on, sheet
 from raybench.grid import Trial
+from raybench.metrics import selection
 from raybench.records import FINISHED
 from raybench.table import Column, Table
 
@@ -35,13 +38,6 @@ SMALLEST = 3.5
 def counts(predictions: pd.DataFrame, classes: int) -> NDArray[np.int64]:
     """Return how many images of each true class (row) got each prediction (column): [classes, classes]."""
     return confusion_matrix(predictions["label"], predictions["prediction"], labels=range(classes))
-
-
-def confusion_of(results: Results, trials: Sequence[Trial]) -> NDArray[np.float64]:
-    """Return the mean over ``trials``, which all have finished, of their `counts`."""
-    stored = results.predictions([trial.id for trial in trials])
-    each = [counts(group, len(results.classes)) for _, group in stored.groupby("trial_id")]
-    return np.mean(each, axis=0)
 
 
 def class_scores(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
@@ -64,12 +60,6 @@ def class_scores(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFr
     return pd.DataFrame(rows, index=[*classes, *AVERAGES], columns=list(SCORES), dtype=float)
 
 
-def scores_of(results: Results, trials: Sequence[Trial]) -> list[pd.DataFrame]:
-    """Return the `class_scores` of each of ``trials``, which all have finished."""
-    stored = results.predictions([trial.id for trial in trials])
-    return [class_scores(group, results.classes) for _, group in stored.groupby("trial_id")]
-
-
 @dataclass(frozen=True, slots=True)
 class Shown:
     """Some trials whose mean is shown together."""
@@ -77,6 +67,40 @@ class Shown:
     labels: dict[str, Label | None]
     name: str
     trials: list[Trial]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the predictions of some trials say, all on one dataset."""
+
+    labels: dict[str, Label | None]
+    name: str
+    classes: tuple[str, ...]
+    each: NDArray[np.float64]
+    """[trials, ...]: of each trial whose predictions can be read."""
+
+
+def measured(
+    results: Results, every: Sequence[Shown], of: Callable[[pd.DataFrame, tuple[str, ...]], NDArray[Any]]
+) -> tuple[list[Measured], list[str]]:
+    """Return what ``of`` makes of predictions and names of classes, for each trial of ``every``; and a line for trials
+    whose predictions cannot be read. Those of which none can are left out.
+
+    Raises:
+        UserError: if nothing is left.
+    """
+    found, unread = [], []
+    for one in every:
+        stored = dict(iter(results.predictions([trial.id for trial in one.trials]).groupby("trial_id")))
+        unread += [trial for trial in one.trials if trial.id not in stored]
+        if stored:
+            classes = results.classes(one.trials[0])
+            each = [of(stored[trial.id], classes) for trial in one.trials if trial.id in stored]
+            found.append(Measured(one.labels, one.name, classes, np.stack(each)))
+    if every and not found:
+        of_one = f" of {every[0].name}" if len(every) == 1 else ""
+        raise UserError(f"{results.suite.name}: needs predictions{of_one}, and none that can be read are stored")
+    return found, without(unread, "predictions that can be read")
 
 
 def shown(results: Results, trial: str = "", most: int | None = 12) -> tuple[list[Shown], list[str]]:
@@ -107,32 +131,29 @@ def find_trial(results: Results, word: str) -> Trial:
 
 def class_table(results: Results, trial: str = "") -> Table:
     """Return precision, recall, F1 and support of every class, for each cell (or one trial): means over its trials."""
-    every, _ = shown(results, trial, None)
+    every, unread = measured(results, shown(results, trial, None)[0], _scores_of)
     names = [] if trial else axes(results)
     rows: list[tuple[Label | None, ...]] = []
     for one in every:
-        tables = scores_of(results, one.trials)
-        stacked = np.stack([table.to_numpy() for table in tables]) if tables else np.empty((0, 0, 4))
-        means = stacked.mean(axis=0)
-        spread = stacked[:, :, 2].std(axis=0, ddof=1) if len(tables) > 1 else [None] * len(means)
+        means, n = one.each.mean(axis=0), len(one.each)
+        spread = one.each[:, :, 2].std(axis=0, ddof=1) if n > 1 else [None] * len(means)
         labels = tuple(one.labels[name] for name in names)
-        for name, (precision, recall, f1, support), std in zip(
-            [*results.classes, *AVERAGES], means, spread, strict=True
-        ):
+        for name, (precision, recall, f1, support), std in zip([*one.classes, *AVERAGES], means, spread, strict=True):
             scores = [None if np.isnan(score) else float(score) for score in (precision, recall, f1)]
             deviation = None if std is None else float(std)
             whole = int(support) if float(support).is_integer() else float(support)
-            rows.append((*labels, name, len(tables), *scores, deviation, whole))
+            rows.append((*labels, name, n, *scores, deviation, whole))
+    said = doubts(results, None)
     return Table(
         suite=results.suite.name,
         title=f"{results.suite.name}: classes" + (f" of {every[0].name}" if trial else ""),
         header=(
-            "precision, recall, F1: of the test images with the weights of the selected epoch, means over n trials;"
-            " F1 std: over the trials (ddof=1)",
+            "precision, recall, F1: of the test images, means over n trials; F1 std: over the trials (ddof=1);"
+            f" {selection(best_of(results.trials))}",
             "support: test images of the class; accuracy: share of the test images, under F1; macro avg: mean of the"
             " classes; weighted avg: weighted by support",
         ),
-        warnings=tuple(line.removeprefix("WARNING: ") for line in doubts(results) if line.startswith("WARNING: ")),
+        warnings=tuple(line.removeprefix("WARNING: ") for line in said if line.startswith("WARNING: ")),
         columns=(
             *(Column(name, name, align="left") for name in names),
             Column("class", "class", align="left"),
@@ -144,8 +165,12 @@ def class_table(results: Results, trial: str = "") -> Table:
             Column("support", "support"),
         ),
         rows=tuple(rows),
-        notes=tuple(line for line in doubts(results) if not line.startswith("WARNING: ")),
+        notes=(*unread, *(line for line in said if not line.startswith("WARNING: "))),
     )
+
+
+def _scores_of(predictions: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.float64]:
+    return class_scores(predictions, classes).to_numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,31 +183,35 @@ def confusion(results: Results, *, trial: str = "") -> Figure:
     Args:
         trial: of this trial alone: its id, or the beginning of it, or its name.
     """
-    every, left_out = shown(results, trial)
-    classes, alone = results.classes, len(every) == 1
+    kept, left_out = shown(results, trial)
+    every, unread = measured(results, kept, lambda predictions, classes: counts(predictions, len(classes)))
+    alone, same = len(every) == 1, len({one.classes for one in every}) == 1
     columns = min(3, len(every)) if len(every) != 4 else 2
-    width = min(PAGE, max(COLUMN, 0.42 * len(classes) + 1)) if alone else PAGE
-    side = (width - 1.0) / columns
+    width = min(PAGE, max(COLUMN, 0.42 * len(every[0].classes) + 1)) if alone else PAGE
+    longest = max(len(name) for one in every for name in one.classes) * 0.055  # inches
+    side = max(0.8, (width - 1.0) / columns - (0 if same else longest))
     rows = -(-len(every) // columns)
-    named = 1 if len(every) % columns == 0 else 2  # rows of panels that have the classes' names below
-    height = side + 0.25 + named / rows * 0.055 * max(map(len, classes))
-    figure, grid = sheet(len(every), columns=columns, width=width, height=height, share=False)
+    named = rows if not same else 1 if len(every) % columns == 0 else 2  # that have the classes' names below
+    figure, grid = sheet(
+        len(every), columns=columns, width=width, height=side + 0.25 + named / rows * longest, share=False
+    )
     for number, (panel, one) in enumerate(zip(grid, every, strict=True)):
-        _matrix(panel, confusion_of(results, one.trials), classes, side, with_counts=alone)
-        heading(panel, f"{one.name}, n={len(one.trials)}", 0.85 * side)
-        panel.set_ylabel("true class" if number % columns == 0 else "")
-        panel.set_xlabel("predicted class" if number >= len(every) - columns else "")
-        panel.tick_params(labelleft=number % columns == 0, labelbottom=number >= len(every) - columns)
+        _matrix(panel, one.each.mean(axis=0), one.classes, side, with_counts=alone)
+        heading(panel, f"{one.name}, n={len(one.each)}", 0.85 * side)
+        left, below = number % columns == 0, number >= len(every) - columns
+        panel.set_ylabel("true class" if left else "")
+        panel.set_xlabel("predicted class" if below else "")
+        panel.tick_params(labelleft=left or not same, labelbottom=below or not same)
     bar = figure.colorbar(
         matplotlib.cm.ScalarMappable(Normalize(0, 1), SHARES), ax=grid, aspect=30, fraction=0.04, pad=0.02
     )
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
     said = []
-    if _size(side, classes) >= SMALLEST:
+    if any(_size(side, one.classes) >= SMALLEST for one in every):
         said = ["numbers: % of the true class" + (", images (mean over the trials) below" if alone else "")]
     title = f"{results.suite.name}: confusion of the test images"
-    return finish(figure, title, [*said, *left_out, *doubts(results)])
+    return finish(figure, title, [*said, *left_out, *unread, *doubts(results)])
 
 
 def _size(side: float, classes: Sequence[str]) -> float:
@@ -232,24 +261,25 @@ def class_report(results: Results, *, trial: str = "") -> Figure:
     Args:
         trial: of this trial alone: its id, or the beginning of it, or its name.
     """
-    rows = [*results.classes, *AVERAGES]
-    height = 0.155 * len(rows) + 0.65
-    every, left_out = shown(results, trial, min(12, 3 * max(1, int(TALLEST / height))))
+    most = max(len(results.classes(one)) for one in finished(results)) + len(AVERAGES)
+    height = 0.155 * most + 0.65
+    kept, left_out = shown(results, trial, min(12, 3 * max(1, int(TALLEST / height))))
+    every, unread = measured(results, kept, _scores_of)
+    same = len({one.classes for one in every}) == 1
     columns = min(3, len(every)) if len(every) != 4 else 2
     width = COLUMN * 1.1 if len(every) == 1 else PAGE
     figure, grid = sheet(len(every), columns=columns, width=width, height=height, share=False)
     for number, (panel, one) in enumerate(zip(grid, every, strict=True)):
-        tables = scores_of(results, one.trials)
-        means = np.mean([table.to_numpy() for table in tables], axis=0)
-        _scores(panel, means, rows)
-        heading(panel, f"{one.name}, n={len(one.trials)}", (width - 0.8) / columns)
-        panel.tick_params(labelleft=number % columns == 0)
+        _scores(panel, one.each.mean(axis=0), [*one.classes, *AVERAGES], most)
+        heading(panel, f"{one.name}, n={len(one.each)}", (width - 0.8) / columns)
+        panel.tick_params(labelleft=number % columns == 0 or not same)
     said = "test images, means over n trials; accuracy: share of the test images; support: images of the class"
     title = f"{results.suite.name}: precision, recall and F1 by class"
-    return finish(figure, title, [said, *left_out, *doubts(results)])
+    return finish(figure, title, [said, *left_out, *unread, *doubts(results)])
 
 
-def _scores(panel: Axes, means: NDArray[np.float64], rows: Sequence[str]) -> None:
+def _scores(panel: Axes, means: NDArray[np.float64], rows: Sequence[str], most: int) -> None:
+    """Draw the scores of ``rows``, where the figure's longest report has ``most``."""
     colors, classes = matplotlib.colormaps[SHARES], len(rows) - len(AVERAGES)
     panel.pcolormesh(np.ma.masked_invalid(means[:, :3]), cmap=SHARES, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
     for (row, column), value in np.ndenumerate(means):
@@ -260,7 +290,7 @@ def _scores(panel: Axes, means: NDArray[np.float64], rows: Sequence[str]) -> Non
         panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color=color)
     panel.axhline(classes, color="black", linewidth=0.8)
     panel.set_xlim(0, 4)
-    panel.set_ylim(len(rows), 0)
+    panel.set_ylim(most, 0)
     panel.grid(visible=False)
     panel.set_xticks(np.arange(4) + 0.5, ["precision", "recall", "F1", "support"])
     panel.xaxis.set_ticks_position("top")

@@ -27,11 +27,13 @@ from raybench.figures.results import (
     check_axis,
     check_metric,
     doubts,
+    finished,
     name_of,
     points,
     titled,
     values,
     with_status,
+    without,
     written,
 )
 from raybench.figures.style import COLORS, COLUMN, PAGE, TALLEST, finish, heading, look, sheet
@@ -82,7 +84,7 @@ def curves(results: Results, *, metric: str = "both", axis: str = "", band: str 
         raise UserError(f"--band {band}: no such band{did_you_mean(band, BANDS)}")
     if axis:
         return _by_axis(results, check_axis(results, axis, "axis"), measures, band)
-    kept, left_out = best(results, [cell for cell in cells(results) if with_status(results, cell.trials, *FINISHED)])
+    kept, left_out = best(results, [cell for cell in cells(results) if _with_epochs(results, cell.trials, *FINISHED)])
     figure, grid = _layout(len(kept), measures)
     shown = _Shown()
     for number, cell in enumerate(kept):
@@ -102,7 +104,8 @@ def curves(results: Results, *, metric: str = "both", axis: str = "", band: str 
     ]
     handles += shown.handles(band, COLORS[1])
     title = f"{results.suite.name}: learning curves"
-    return finish(figure, title, [*shown.said(), *_units(grid, measures), *left_out, *doubts(results)], handles)
+    said = [*shown.said(), *_units(grid, measures), *left_out, *_without_epochs(results)]
+    return finish(figure, title, [*said, *doubts(results, None)], handles)
 
 
 def curves_by_lr(results: Results, *, metric: str = "both", band: str = "range") -> Figure:
@@ -144,7 +147,7 @@ def lr(results: Results, *, metric: str = "test_accuracy") -> Figure:
     if results.suite.searches and results.suite.confirm == "winner":
         said.append("points of the search have one seed each, the winners all seeds")
     title = f"{results.suite.name}: {METRICS[metric][0]} by learning rate"
-    return finish(figure, title, [*said, *doubts(results)], handles)
+    return finish(figure, title, [*said, *doubts(results, metric)], handles)
 
 
 def _n(counts: pd.Series) -> str:
@@ -153,6 +156,17 @@ def _n(counts: pd.Series) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _with_epochs(results: Results, trials: Sequence[Trial], *statuses: str) -> list[Trial]:
+    """Return those of ``trials`` that are stored with one of ``statuses``, and with epochs."""
+    stored = set(results.epochs["trial_id"])
+    return [trial for trial in with_status(results, trials, *statuses) if trial.id in stored]
+
+
+def _without_epochs(results: Results) -> list[str]:
+    stored = set(results.epochs["trial_id"])
+    return without([trial for trial in finished(results) if trial.id not in stored], "epochs that can be read")
 
 
 class _Shown:
@@ -190,7 +204,7 @@ def _draw(
     shown: _Shown,
 ) -> None:
     """Draw the mean and the band of the finished trials as far as all have trained, and each alone beyond that."""
-    done = with_status(results, trials, *FINISHED)
+    done = _with_epochs(results, trials, *FINISHED)
     epochs = results.epochs[results.epochs["trial_id"].isin([trial.id for trial in done])].sort_values("epoch")
     thin = {"color": style["color"], "linewidth": 0.6, "alpha": 0.8}
     if len(epochs):
@@ -206,11 +220,10 @@ def _draw(
             if len(one) > 1:
                 shown.ends = True
                 panel.plot(one["epoch"], one[column], linestyle=style["linestyle"], **thin)
-    for trial in with_status(results, trials, "pruned") if column.startswith("val") else ():
+    for trial in _with_epochs(results, trials, "pruned") if column.startswith("val") else ():
         one = results.epochs[results.epochs["trial_id"] == trial.id].sort_values("epoch")
-        if len(one):
-            shown.pruned = True
-            panel.plot(one["epoch"], one[column], linestyle=":", **thin)
+        shown.pruned = True
+        panel.plot(one["epoch"], one[column], linestyle=":", **thin)
 
 
 def _by_axis(results: Results, axis: str, measures: Sequence[str], kind: str) -> Figure:
@@ -222,7 +235,7 @@ def _by_axis(results: Results, axis: str, measures: Sequence[str], kind: str) ->
         every = [Cell({**cell.labels, "seed": trial.seed}, [trial]) for cell in every for trial in cell.trials]
     groups: dict[tuple[Label | None, ...], list[Cell]] = {}
     for cell in every:
-        if with_status(results, cell.trials, *FINISHED, "pruned"):
+        if _with_epochs(results, cell.trials, *FINISHED, "pruned"):
             groups.setdefault(tuple(cell.labels[name] for name in others), []).append(cell)
     lines = list(dict.fromkeys(cell.labels[axis] for members in groups.values() for cell in members))
     ordered = sorted(lines, key=_number) if all(isinstance(label, int | float) for label in lines) else lines
@@ -240,7 +253,8 @@ def _by_axis(results: Results, axis: str, measures: Sequence[str], kind: str) ->
     handles: list[Artist] = [Line2D([], [], label=f"{axis} {written(label)}", **styles[label]) for label in ordered]
     handles += shown.handles(kind, "0.4")
     title = f"{results.suite.name}: validation curves by {axis}"
-    return finish(figure, title, [*shown.said(), *_units(grid, measures), *doubts(results)], handles)
+    said = [*shown.said(), *_units(grid, measures), *_without_epochs(results)]
+    return finish(figure, title, [*said, *doubts(results, None)], handles)
 
 
 def _number(label: Any) -> float:

@@ -96,7 +96,7 @@ def box(results: Results, *, axis: str = "", metric: str = "test_accuracy") -> F
     if len(axes(results)) > 1:
         said += "; each box pools the values of all other axes"
     title = f"{results.suite.name}: {METRICS[metric][0]} by {axis or 'the value of each axis'}"
-    return finish(figure, title, [said, *doubts(results)])
+    return finish(figure, title, [said, *doubts(results, metric)])
 
 
 def _boxes(panel: Axes, groups: Sequence[np.ndarray]) -> None:
@@ -194,7 +194,7 @@ def _maps(results: Results, asked: dict[str, str], metric: str) -> Figure:
     title = (
         f"{results.suite.name}: {METRICS[metric][0]} by {rows} and {columns}{f', for each {third}' if third else ''}"
     )
-    return finish(figure, title, [said, *doubts(results)])
+    return finish(figure, title, [said, *doubts(results, metric)])
 
 
 def _span(frame: pd.DataFrame, names: Sequence[str]) -> tuple[float, float]:
@@ -282,6 +282,6 @@ def ranking(results: Results, *, metric: str = "test_accuracy") -> Figure:
     return finish(
         figure,
         f"{results.suite.name}: cells by mean {METRICS[metric][0]}, {best_first}",
-        [*said, *doubts(results)],
+        [*said, *doubts(results, metric)],
         handles,
     )

@@ -15,6 +15,7 @@ from raybench.errors import UserError
 from raybench.figures.classes import find_trial
 from raybench.figures.results import Results, doubts, finished
 from raybench.figures.style import PAGE, finish, sheet
+from raybench.grid import Trial
 
 IN_ROW = 8
 """Images side by side in a gallery."""
@@ -34,18 +35,29 @@ def pick(predictions: pd.DataFrame, count: int, seed: int) -> tuple[pd.DataFrame
     return drawn[0], drawn[1]
 
 
+def looked_at(results: Results, trial: str = "") -> tuple[Trial, pd.DataFrame] | None:
+    """Return the trial that ``trial`` names, or the first of the table whose predictions can be read, and them."""
+    for one in [find_trial(results, trial)] if trial else finished(results):
+        if len(stored := results.predictions([one.id])):
+            return one, stored
+    return None
+
+
 def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0) -> Figure:
     """Gallery of test images that a trial got right and wrong, with the true and the predicted class.
 
     Args:
-        trial: its id, or the beginning of it, or its name; by default the first that has finished.
+        trial: its id, or the beginning of it, or its name; by default the first that has predictions.
         count: how many of each.
         seed: of the draw.
     """
     if count < 1:
         raise UserError(f"--count {count}: must be 1 or more")
-    one = find_trial(results, trial) if trial else finished(results)[0]
-    stored = results.predictions([one.id])
+    found = looked_at(results, trial)
+    if found is None:
+        raise UserError(f"{results.suite.name}: needs predictions of {trial}, and none that can be read are stored")
+    one, stored = found
+    classes = results.classes(one)
     assert results.images is not None
     groups = []
     for name, drawn in zip(("right", "wrong"), pick(stored, count, seed), strict=True):
@@ -71,7 +83,7 @@ def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0
         ):
             panel.set_visible(True)
             show(panel, image)
-            true, predicted = results.classes[label], results.classes[prediction]
+            true, predicted = classes[label], classes[prediction]
             panel.set_xlabel(true if label == prediction else f"{true}\n→ {predicted}", fontsize=6, labelpad=2)
     said = f"trial {one.name} ({one.id}); drawn at random with seed {seed}; wrong ones: true → predicted class"
     title = f"{results.suite.name}: test images, right and wrong"
@@ -83,8 +95,8 @@ def gradcam(
     *,
     images: NDArray[np.uint8],
     maps: NDArray[np.floating[Any]],
-    true: Sequence[int],
-    predicted: Sequence[int],
+    true: Sequence[str],
+    predicted: Sequence[str],
     caption: Sequence[str] = (),
 ) -> Figure:
     """Grad-CAM: test images, and what in them spoke for the predicted class.
@@ -92,7 +104,7 @@ def gradcam(
     Args:
         images: uint8 [n, H, W, C].
         maps: [n, H, W], from 0 up; each is shown relative to its own largest value.
-        true, predicted: numbers of the classes, n each.
+        true, predicted: names of the classes, n each.
         caption: what else must be said, such as the layer and the trial.
     """
     pairs = 4
@@ -108,9 +120,9 @@ def gradcam(
         top = float(np.max(heat))
         share = np.asarray(heat, float) / top if top > 0 else np.zeros(heat.shape)
         overlaid.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * share**0.5, interpolation="none")
-        names = results.classes[true[number]], results.classes[predicted[number]]
-        plain.set_xlabel(names[0], fontsize=6, labelpad=2)
-        overlaid.set_xlabel(("✓ " if names[0] == names[1] else "✗ ") + names[1], fontsize=6, labelpad=2)
+        plain.set_xlabel(true[number], fontsize=6, labelpad=2)
+        mark = "✓" if true[number] == predicted[number] else "✗"
+        overlaid.set_xlabel(f"{mark} {predicted[number]}", fontsize=6, labelpad=2)
     for spare in grid[2 * len(images) :]:
         spare.remove()
     said = "each image with its true class; beside it the map of the predicted class: bright where it speaks for it"

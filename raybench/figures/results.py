@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 
 from raybench import grid, metrics, ood
 from raybench.axes import Label, find_label
-from raybench.cells import cells_of, warnings_of
+from raybench.cells import best_of, cells_of, warnings_of
 from raybench.errors import UserError, did_you_mean
 from raybench.grid import Trial
 from raybench.plan import Choice
@@ -43,15 +44,16 @@ class Results:
     """Reads the test images of the trials with these ids: columns `PREDICTED`."""
     detections: Callable[[], pd.DataFrame]
     """Reads the judged images of the data and from outside of it, as `raybench.ood.frame` returns them."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes, or "0", "1", ... where they are unknown; nothing where no predictions are stored."""
+    classes: Callable[[Trial], tuple[str, ...]]
+    """Returns the names of the classes of a trial's dataset, or "0", "1", ... where they are unknown; nothing where no
+    predictions on that dataset are stored."""
     images: Callable[[Trial, np.ndarray], np.ndarray] | None = None
     """Returns the test images of a trial at some indices, uint8 [n, H, W, C]; None where they cannot be had."""
     foreign: Callable[[Trial, str, str, np.ndarray], np.ndarray] | None = None
     """Returns images from outside at some indices as a trial's network sees them, uint8 [n, H, W, C], by the
     ``settings`` and ``out_fingerprint`` of their scores; None where they cannot be had."""
-    damaged: tuple[str, ...] = ()
-    """A line for each file that cannot be read: its trial is not drawn."""
+    damaged: Sequence[str] = ()
+    """A line for each file that cannot be read: its trial is not drawn. It grows as ``predictions`` are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +65,8 @@ class Cell:
     trials: list[Trial]
 
 
-def collect(
-    store: Store,
-    choice: Choice,
-    words: Sequence[str] = (),
-    *,
-    classes: Sequence[str] = (),
-    images: Callable[[Trial, np.ndarray], np.ndarray] | None = None,
-) -> Results:
+def collect(store: Store, choice: Choice, words: Sequence[str] = ()) -> Results:
     """Return what is stored of a plan, or of the part of it that ``words`` such as ``model=model2`` name.
-
-    Args:
-        classes: names of the classes, if they are known.
-        images: see `Results.images`.
 
     Raises:
         UserError: for a word that names no axis, or no value of it.
@@ -84,20 +75,31 @@ def collect(
     ids = [trial.id for trial in trials]
     rows, damaged = store.read("trials")
     epochs, more = store.read("epochs")
+    damaged += more
 
     def predictions(trial_ids: Sequence[str]) -> pd.DataFrame:
         found = [
             pd.DataFrame({"trial_id": id_, "index": of.index, "label": of.label, "prediction": of.prediction})
-            for id_, of in store.predictions(trial_ids).items()
+            for id_, of in store.predictions(trial_ids, damaged).items()
         ]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(PREDICTED))
+
+    @functools.cache
+    def width(dataset: str) -> int:
+        """Return the number of classes, from the first logits that can be read."""
+        done = set(rows["trial_id"][rows["status"].isin(FINISHED)])
+        for trial in trials:
+            if trial.id in done and dataset_of(trial) == dataset:
+                for found in store.predictions([trial.id], damaged).values():
+                    return found.logits.shape[1]
+        return 0
 
     @functools.cache
     def detections() -> pd.DataFrame:
         rows, scores = store.read("ood")[0], store.read("activations")[0]
         return ood.frame(rows, scores[scores["trial_id"].isin(ids)])
 
-    results = Results(
+    return Results(
         suite=choice.suite,
         trials=trials,
         seeds=choice.seeds(),
@@ -105,18 +107,14 @@ def collect(
         epochs=epochs[epochs["trial_id"].isin(ids)].drop_duplicates(["trial_id", "epoch"], keep="last"),
         predictions=predictions,
         detections=detections,
-        images=images,
-        damaged=(*damaged, *more),
+        classes=lambda trial: tuple(str(number) for number in range(width(dataset_of(trial)))),
+        damaged=damaged,
     )
-    return replace(results, classes=tuple(classes) or _numbered(results))
 
 
-def _numbered(results: Results) -> tuple[str, ...]:
-    """Return "0", "1", ... for as many classes as the first predictions show."""
-    for trial in finished(results)[:1]:
-        seen = results.predictions([trial.id])[["label", "prediction"]]
-        return tuple(str(number) for number in range(int(seen.max().max()) + 1)) if len(seen) else ()
-    return ()
+def dataset_of(trial: Trial) -> str:
+    """Return what tells the dataset of a trial from that of others."""
+    return json.dumps(trial.settings["dataset"], sort_keys=True)
 
 
 def chosen(trials: Sequence[Trial], words: Sequence[str]) -> list[Trial]:
@@ -220,7 +218,7 @@ def values(results: Results, metric: str = "test_accuracy", *, every_point: bool
     """
     metric = check_metric(metric)
     done = results.rows[results.rows["status"].isin(FINISHED)]
-    stored = dict(zip(done["trial_id"], done[metric], strict=True))
+    stored = dict(zip(done["trial_id"], done[metric].astype(float), strict=True))
     names = results.suite.names("compare", "search")
     table: list[dict[str, Any]] = []
     for number, cell in enumerate(points(results) if every_point else cells(results)):
@@ -228,14 +226,24 @@ def values(results: Results, metric: str = "test_accuracy", *, every_point: bool
             if trial.id in stored:
                 labels = {name: trial.labels[name] for name in names}
                 row = {"cell": number, **labels, "seed": trial.seed, "trial_id": trial.id}
-                table.append({**row, "value": float(stored[trial.id])})
+                table.append({**row, "value": stored[trial.id]})
     frame = pd.DataFrame(table, columns=["cell", *names, "seed", "trial_id", "value"])
     return frame.dropna(subset="value")
 
 
-def doubts(results: Results) -> list[str]:
-    """Return what must be said beside every number: why it must not be taken at face value, and what is missing."""
+def doubts(results: Results, metric: str | None = "test_accuracy") -> list[str]:
+    """Return what must be said beside every number: why it must not be taken at face value, which epoch it is of, and
+    what is missing.
+
+    Args:
+        metric: what is drawn of each trial: by default it comes from the weights that were tested; None for its epochs.
+    """
     lines = [f"WARNING: {line}" for line in warnings_of(results.rows, results.trials)]
+    if metric in metrics.OF_EPOCHS:
+        lines.append(metrics.selection(best_of(results.trials)))
+    if metric:
+        empty = set(results.rows["trial_id"][results.rows[metric].isna()])
+        lines += without([trial for trial in finished(results) if trial.id in empty], METRICS[metric][0])
     done = {trial.id for trial in finished(results)}
     names, seeds = axes(results), len(results.seeds or results.suite.axis("seed").labels)
     short = []
@@ -249,6 +257,15 @@ def doubts(results: Results) -> list[str]:
     if results.damaged:
         lines.append(f"files that cannot be read: {len(results.damaged)}")
     return lines
+
+
+def without(trials: Sequence[Trial], what: str) -> list[str]:
+    """Say which finished trials are in no number, as they have no ``what``."""
+    if not trials:
+        return []
+    names = [trial.name for trial in trials]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return [f"finished trials without {what}, not shown: {', '.join(names[:4])}{more}"]
 
 
 def best(results: Results, among: Sequence[Cell], most: int = 12) -> tuple[list[Cell], list[str]]:

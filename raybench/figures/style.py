@@ -39,7 +39,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """The palette of Okabe and Ito (2008), which people who confuse colours tell apart, and two more."""
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKERS = "osD^vPX*<>"
-HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "----")
 HEAT = "cividis"
 """Its lightness rises evenly: it is itself in grey, and to people who confuse colours."""
 SHARES = "Blues"
