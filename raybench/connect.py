@@ -131,6 +131,7 @@ def connect(
     suite: str = "",
     ship: Sequence[Path] = (),
     checked: bool = False,
+    to_train: bool = False,
     verbose: bool = False,
 ) -> Iterator[Cluster]:
     """Start a cluster on this machine (``local``) or join one (``auto``, ``host:port``), for the ``with`` block.
@@ -141,6 +142,7 @@ def connect(
         suite: what the job is called in the dashboard.
         ship: modules that every process of a cluster that is joined finds first (`raybench.shipping`).
         checked: refuse a cluster that is joined if its nodes have other versions.
+        to_train: on this machine, have the processes that Ray starts at once load PyTorch, for trials to come.
 
     Raises:
         UserError: if there is no cluster at ``address``, or its nodes have other versions.
@@ -151,7 +153,7 @@ def connect(
         raise UserError(f"--address {address}: is a dashboard: send the suite there with raybench submit")
     if address not in ("local", "auto"):
         _knock(address)
-    here, environment = _environments(address, ship)
+    here, environment = _environments(address, ship, to_train)
     about = {"raybench": __version__, "suite": suite, "job_name": f"raybench {suite}", "submitted_by": whoami()}
     with contextlib.ExitStack() as stack:
         elsewhere = sys.stderr if verbose else stack.enter_context(open(os.devnull, "w"))
@@ -180,11 +182,11 @@ def connect(
         )
 
 
-def _environments(address: str, ship: Sequence[Path]) -> tuple[dict[str, str], dict[str, Any]]:
+def _environments(address: str, ship: Sequence[Path], to_train: bool) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the variables that Ray is to be started with here, and the runtime environment of the job."""
     if address == "local":
-        preloaded = PRELOADED if (os.cpu_count() or 1) <= PRELOADED_CPUS else {}
-        return {**ACTOR_ENVIRONMENT, **preloaded}, {}
+        few = (os.cpu_count() or 1) <= PRELOADED_CPUS
+        return {**ACTOR_ENVIRONMENT, **(PRELOADED if to_train and few else {})}, {}
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment: dict[str, Any] = {"env_vars": {**ACTOR_ENVIRONMENT, **passed_on}}
     if ship:

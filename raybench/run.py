@@ -100,7 +100,9 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         from raybench.connect import connect  # loads Ray: seconds, not for a run that has nothing to do
 
         ship = [*shipping.modules(suite), *([shipping.package()] if options.ship else [])]
-        return connect(options.address, suite=suite.name, ship=ship, checked=True, verbose=options.verbose)
+        return connect(
+            options.address, suite=suite.name, ship=ship, checked=True, to_train=True, verbose=options.verbose
+        )
 
     with contextlib.ExitStack() as stack:
         local = options.address == "local"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import pytest
@@ -201,3 +202,32 @@ def test_versions_of_all_nodes_are_compared(nodes: dict[str, Any]) -> None:
     assert refusal() == (
         "--address auto: node d (d-name) cannot take what was sent to it: Failed to set up runtime environment."
     )
+
+
+@pytest.mark.parametrize("to_train", [True, False])
+def test_a_cluster_here_gets_its_environment_from_the_driver(monkeypatch: pytest.MonkeyPatch, to_train: bool) -> None:
+    """Actors that ask for none of their own get processes that Ray has started already."""
+    seen: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> Any:
+        seen.append({"options": options, "environment": dict(os.environ)})
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(connect.ray, "init", init)
+    monkeypatch.setattr(os, "cpu_count", lambda: connect.PRELOADED_CPUS)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
+    before = dict(os.environ)
+    for address in ("local", "auto"):
+        with pytest.raises(UserError, match="enough"), connect.connect(address, to_train=to_train):
+            pass
+    here, joined = seen
+    assert here["options"]["runtime_env"] is None
+    assert connect.ACTOR_ENVIRONMENT.items() <= here["environment"].items()
+    assert (connect.PRELOADED.items() <= here["environment"].items()) == to_train
+    assert connect.ACTOR_ENVIRONMENT.items() <= joined["options"]["runtime_env"]["env_vars"].items()
+    assert joined["environment"] == dict(os.environ) == before
+
+
+def test_on_many_cpus_nothing_is_loaded_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: connect.PRELOADED_CPUS + 1)
+    assert not connect.PRELOADED.items() & connect._environments("local", (), True)[0].items()

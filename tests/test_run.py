@@ -1,17 +1,23 @@
-"""The story of a run as far as it goes without Ray; tests/test_schedule.py has the rest."""
+"""The story of a run, for the most part without Ray; tests/test_schedule.py has the rest."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import io
+import json
+import os
 import random
+import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import clocked
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -19,6 +25,7 @@ from rich.console import Console
 from raybench import cli
 from raybench import run as story
 from raybench.checkpoint import Checkpoints
+from raybench.connect import PRELOADED_CPUS
 from raybench.errors import DataError, UserError
 from raybench.grid import Trial
 from raybench.job import Job
@@ -303,6 +310,47 @@ def test_a_smoke_run_searches_and_confirms(tmp_path: Path, ray_free: Any) -> Non
     rows, _ = store.read()
     assert len(rows) == 18 and set(rows["status"]) == {"completed"}
     assert [row[2] for row in table.rows] == [2, 2]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The start
+
+
+@pytest.mark.ray
+@pytest.mark.skipif((os.cpu_count() or 1) > PRELOADED_CPUS, reason="no process is started before it is needed")
+def test_a_trial_gets_a_process_that_was_started_with_ray(tmp_path: Path) -> None:
+    """And it holds PyTorch by then: what `clocked` notes of it began before Ray was up."""
+    (tmp_path / "s.yaml").write_text(
+        f"name: s\nimports: [clocked]\ndataset: {{name: digits, train_size: 200, test_size: 100}}\n"
+        f'model: {{name: clocked, file: "{tmp_path}/times.json"}}\nrepeat: {{seed: 1}}\ntrain: {{epochs: 1}}\n'
+    )
+    shutil.copy(clocked.__file__, tmp_path)
+    command = [sys.executable, "-m", "raybench.cli", "run", "s.yaml", "--results", "r"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
+        assert run.stderr
+        said = [(line, time.time()) for line in run.stderr]
+    assert run.returncode == 0, said
+    (up,) = [at for line, at in said if line.startswith("Ray: 1 node")]
+    assert json.loads((tmp_path / "times.json").read_text())["process"] < up
+
+
+@pytest.mark.ray
+def test_a_mistake_that_is_found_while_ray_starts_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("name: s\ndataset: {name: imagefolder, folder: nowhere}\nmodel: mlp\n")
+    command = [sys.executable, "-m", "raybench.cli", "run", "s.yaml", "--results", "r"]
+    mark = f"MARK={tmp_path}"
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "MARK": str(tmp_path)}, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("raybench: "), done.stderr
+    assert "Traceback" not in done.stderr
+    left = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # of another user, or gone by now
+            if mark.encode() in environment.read_bytes().split(b"\0"):
+                left.append(environment.parent.joinpath("cmdline").read_bytes())
+    assert not left
 
 
 # ---------------------------------------------------------------------------------------------------------------------
