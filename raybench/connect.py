@@ -115,8 +115,13 @@ def room_for(needs: Mapping[str, float], labels: Mapping[str, str], nodes: Itera
 
 
 def _times(needs: Mapping[str, float], there: Mapping[str, float]) -> int:
-    """Return how many times ``needs`` go into what is there."""
-    return int(min(there.get(name, 0) / need + 1e-9 for name, need in needs.items()))
+    """Return how many times ``needs`` go into what is there; a part of a GPU lies on one GPU."""
+    counts = []
+    for name, need in needs.items():
+        have = there.get(name, 0)
+        apart = name == "GPU" and need < 1
+        counts.append(int(have) * int(1 / need + 1e-9) if apart else int(have / need + 1e-9))
+    return min(counts)
 
 
 def alive() -> tuple[Node, ...]:

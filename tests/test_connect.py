@@ -40,6 +40,9 @@ def test_a_process_needs_a_node_that_has_all_it_asks_for() -> None:
     assert slots(cpus=8, workers=4) == 1 and slots(gpus=1, workers=4) == 1 and slots(workers=5, gpus=1) == 0
     assert slots(cpus=5) == 4 and slots(gpus=0.4) == 8
     apart = cluster({"CPU": 64}, {"CPU": 1, "GPU": 8})
+    assert apart.slots(Resources(cpus=1, gpus=0.6)) == 1, "beside the node's one CPU"
+    two = cluster({"CPU": 8, "GPU": 2})
+    assert two.slots(Resources(gpus=0.6)) == 2 and two.slots(Resources(gpus=0.5)) == 4, "a part lies on one GPU"
     assert apart.slots(Resources(cpus=2, gpus=1)) == 0 and apart.slots(Resources(cpus=1, gpus=1)) == 1
 
 
