@@ -337,13 +337,15 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
                 self.listener.no_room(f"waiting for nodes: a trial asks for {_asked(self.resources)}; left: {there}")
         self.waiting = waiting
 
-    def is_to_stop(self, trial_id: str, epoch: bytes) -> bool:
-        """Tell the listener of an epoch; return whether Tune is to stop the trial."""
+    def is_to_stop(self, trial_id: str, epochs: bytes) -> bool:
+        """Tell the listener of epochs; return whether Tune is to stop the trial."""
         if trial_id in self.stopping:
             return True
         with self._noting_failure():
-            row, begun = pickle.loads(epoch)
-            if self.listener.epoch(self.open[trial_id], row, replace(begun, attempts=self.starts[trial_id])):
+            rows, begun = pickle.loads(epochs)
+            begun = replace(begun, attempts=self.starts[trial_id])
+            # Those after the one at which it is to stop were trained too.
+            if any([self.listener.epoch(self.open[trial_id], row, begun) for row in rows]):
                 self.stopping.add(trial_id)
         return trial_id in self.stopping
 
