@@ -469,7 +469,9 @@ class _ActorClasses(_ActorClassCache):  # type: ignore[misc]
     def get(self, trainable_cls: type[tune.Trainable]) -> Any:
         if ray.get_runtime_context().runtime_env:
             return super().get(trainable_cls)
-        return self._cache.setdefault(trainable_cls, ray.remote(trainable_cls))
+        if trainable_cls not in self._cache:
+            self._cache[trainable_cls] = ray.remote(trainable_cls)
+        return self._cache[trainable_cls]
 
 
 tune_controller.RayActorManager = _ActorManager

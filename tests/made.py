@@ -41,3 +41,48 @@ def row_of(trial: Trial, **columns: Any) -> TrialRow:
 def objects(table: Table) -> list[dict[str, Any]]:
     names = [column.name for column in table.columns]
     return [dict(zip(names, row, strict=True)) for row in table.rows]
+
+
+# Suites that several files look at
+
+ONE_MODEL = """
+name: s
+dataset: {name: digits}
+model: mlp
+confirm: none
+"""
+"""Axes are to be added."""
+GRID = """
+name: small
+dataset: {name: digits, validation: {size: 100}}
+compare:
+  model: [mlp, small_cnn]
+  augmentation: {none: none, mild: [flip, {shift: 0.1}]}
+search: {lr: [1e-3, 1e-2]}
+confirm: none
+repeat: {seed: 2}
+train: {epochs: 5, optimizer: sgd}
+"""
+SEARCHED = """
+name: s
+dataset: {name: digits}
+compare: {model: [mlp, small_cnn]}
+search: {lr: [1, 0.1, 0.01]}
+repeat: {seed: [7, 3, 5]}
+train: {epochs: 9}
+"""
+MANY_AXES = """
+name: stored
+dataset: {name: digits}
+compare:
+  model: [mlp, small_cnn]
+  augmentation: [none]
+  train.batch_size: [16, 32]
+  train.optimizer.decay: [0, 0.5]
+  train.smoke: [true, false]
+  variant: {plain: {}, "2": {train.epochs: 2}}
+search: {lr: [1e-3, 1e-2]}
+confirm: none
+repeat: {seed: 3}
+"""
+"""Axes of every type of column."""

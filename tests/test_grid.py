@@ -11,6 +11,8 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from made import GRID as SMALL
+from made import ONE_MODEL as HEAD
 
 from raybench.errors import SuiteError
 from raybench.grid import MAX_TRIALS, Trial, cells, changes, count, identity, sizes, stream
@@ -36,25 +38,6 @@ def names(text: str, *sets: str) -> list[str]:
 def ids(text: str, *sets: str) -> set[str]:
     return {trial.id for trial in plan(text, *sets)}
 
-
-HEAD = """
-name: s
-dataset: {name: digits}
-model: mlp
-confirm: none
-"""
-
-SMALL = """
-name: small
-dataset: {name: digits, validation: {size: 100}}
-compare:
-  model: [mlp, {label}]
-  augmentation: {none: none, mild: [flip, {shift: 0.1}]}
-search: {lr: [1e-3, 1e-2]}
-confirm: none
-repeat: {seed: 2}
-train: {epochs: 5, optimizer: sgd}
-""".replace("{label}", "small_cnn")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Identity

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made import MANY_AXES as AXES
 
 from raybench.grid import Trial
 from raybench.objects import Folder, place
@@ -42,20 +43,6 @@ from raybench.records import EpochRow, Predictions, TrialRow
 from raybench.suite import Suite
 
 LoadSuite = Callable[..., tuple[Suite, list[Trial]]]
-AXES = """
-name: stored
-dataset: {name: digits}
-compare:
-  model: [mlp, small_cnn]
-  augmentation: [none]
-  train.batch_size: [16, 32]
-  train.optimizer.decay: [0, 0.5]
-  train.smoke: [true, false]
-  variant: {plain: {}, "2": {train.epochs: 2}}
-search: {lr: [1e-3, 1e-2]}
-confirm: none
-repeat: {seed: 3}
-"""
 ONE_AXIS = "{name: s, dataset: {name: digits}, model: mlp, compare: {model.width: %s}}"
 TORN = "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file."
 

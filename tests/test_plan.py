@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import GRID as SMALL
+from made import ONE_MODEL as HEAD
+from made import SEARCHED as SEARCH
 
 from raybench.errors import SuiteError
 from raybench.grid import Trial
@@ -27,35 +30,6 @@ def plan(text: str, *sets: str, only: dict[str, list[str]] | None = None, limit:
 
 def names(text: str, *sets: str, **options: Any) -> list[str]:
     return [trial.name for trial in plan(text, *sets, **options)]
-
-
-HEAD = """
-name: s
-dataset: {name: digits}
-model: mlp
-confirm: none
-"""
-
-SMALL = """
-name: small
-dataset: {name: digits, validation: {size: 100}}
-compare:
-  model: [mlp, {label}]
-  augmentation: {none: none, mild: [flip, {shift: 0.1}]}
-search: {lr: [1e-3, 1e-2]}
-confirm: none
-repeat: {seed: 2}
-train: {epochs: 5, optimizer: sgd}
-""".replace("{label}", "small_cnn")
-
-SEARCH = """
-name: s
-dataset: {name: digits}
-compare: {model: [mlp, small_cnn]}
-search: {lr: [1, 0.1, 0.01]}
-repeat: {seed: [7, 3, 5]}
-train: {epochs: 9}
-"""
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import SEARCHED as SEARCH
 
 from raybench.errors import SuiteError
 from raybench.grid import Trial, sizes
@@ -30,15 +31,6 @@ def plan(text: str, *sets: str) -> list[Trial]:
 def ids(text: str, *sets: str) -> set[str]:
     return {trial.id for trial in plan(text, *sets)}
 
-
-SEARCH = """
-name: s
-dataset: {name: digits}
-compare: {model: [mlp, small_cnn]}
-search: {lr: [1, 0.1, 0.01]}
-repeat: {seed: [7, 3, 5]}
-train: {epochs: 9}
-"""
 
 DRAWN = """
 name: s

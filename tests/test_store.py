@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from made import MANY_AXES as AXES
 
 from raybench import objects
 from raybench.errors import UserError
@@ -33,20 +34,6 @@ from raybench.suite import Suite
 
 GOLDEN = Path(__file__).parent / "golden"
 LoadSuite = Callable[..., tuple[Suite, list[Trial]]]
-AXES = """
-name: stored
-dataset: {name: digits}
-compare:
-  model: [mlp, small_cnn]
-  augmentation: [none]
-  train.batch_size: [16, 32]
-  train.optimizer.decay: [0, 0.5]
-  train.smoke: [true, false]
-  variant: {plain: {}, "2": {train.epochs: 2}}
-search: {lr: [1e-3, 1e-2]}
-confirm: none
-repeat: {seed: 3}
-"""
 AXES_OF_A_TRIAL = {"train.batch_size": 16, "train.optimizer.decay": 0.5, "train.smoke": True, "variant": "2"}
 
 
