@@ -35,8 +35,9 @@ RAN = "Ray runtime started."
 """What ``ray start`` says once its node runs."""
 START_SECONDS = 120
 """How long a node may take to start: 5 s, of a machine that is at rest."""
-TOO_SLOW, TRIES = "timed out during startup", 3
-"""What Ray says of a node of which it sees nothing for 30 s, as on a busy machine, and how often it is tried."""
+TOO_SLOW, TRIES = ("timed out during startup", "Failed to connect to GCS"), 3
+"""What Ray says of a node or a head of which it sees nothing for some seconds, as on a busy machine; and how often such
+a node is tried."""
 END_SECONDS = 10
 """How long a node has to end by itself."""
 ENVIRONMENT = {
@@ -175,7 +176,7 @@ class Node:
                 return
             except BaseException as error:
                 self.kill()
-                if not tries_left or TOO_SLOW not in str(error):
+                if not tries_left or not any(words in str(error) for words in TOO_SLOW):
                     raise
 
     def _wait(self) -> None:

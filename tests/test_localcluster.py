@@ -223,9 +223,15 @@ def test_ray_that_does_not_start_is_one_line_and_leaves_nothing(kept: LocalClust
     assert int(child.read_text()) not in processes()
 
 
-def test_a_node_that_was_too_slow_is_tried_again(kept: LocalCluster, fake_ray) -> None:
+@pytest.mark.parametrize(
+    "slow",
+    [
+        "Exception: The current node timed out during startup. This could happen because",
+        "ray.exceptions.RaySystemError: System error: Failed to connect to GCS. Please check if the GCS server",
+    ],
+)
+def test_a_node_that_was_too_slow_is_tried_again(kept: LocalCluster, fake_ray, slow: str) -> None:
     tries = kept.folder.parent / "tries"
-    slow = "Exception: The current node timed out during startup. This could happen because"
     fake_ray(
         f'echo >> {tries}; [ $(wc -l < {tries}) = 3 ] || {{ echo "{slow}"; exit 1; }}; echo "Ray runtime started."'
     )
