@@ -24,7 +24,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from raybench import cli, figures, plan
 from raybench.errors import UserError
-from raybench.figures import PLOTS, Results, available, classes, curves, draw, grids, images, save, svg
+from raybench.figures import OF_TRIALS, PLOTS, Results, available, classes, curves, draw, grids, images, save, svg
 from raybench.figures import results as data
 from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome, Predictions, TrialRow
@@ -902,21 +902,65 @@ def test_every_figure_of_a_selected_epoch_says_the_rule(load_suite: Load) -> Non
     for kind in PLOTS.names():
         said = [text for text, _ in texts(draw(kind, results, **options_of(kind, results)))]
         assert (rule in said) == (kind not in ("curves", "curves_by_lr")), kind
-    for kind in ("box", "lr", "heatmap", "grid", "ranking"):  # their number is of none
+    for kind in OF_TRIALS:  # their number is of none
         assert rule not in [text for text, _ in texts(draw(kind, results, metric="epochs"))]
     assert rule in classes.class_table(results).header[0]
 
 
-@pytest.mark.parametrize("kind", ["box", "lr", "heatmap", "grid", "ranking"])
+@pytest.mark.parametrize("kind", sorted(OF_TRIALS))
 def test_a_metric_that_no_trial_has_is_said_in_a_line(results: Results, kind: str) -> None:
     none = dataclasses.replace(results, rows=results.rows.assign(train_loss=None, test_accuracy=None))
-    with pytest.raises(UserError, match=f"^made: cannot draw {kind}: no finished trial has a training loss$"):
+    with pytest.raises(UserError, match=f"^made: cannot draw {kind}: no finished trial has a finite training loss$"):
         draw(kind, none, metric="train_loss")
-    assert available(kind, none) == "no finished trial has a test accuracy"
+    assert available(kind, none) == "no finished trial has a finite test accuracy"
 
 
 def test_trials_without_the_metric_are_named(results: Results) -> None:
     first = results.trials[0]
     rows = results.rows.assign(train_loss=results.rows["test_loss"].mask(results.rows["trial_id"] == first.id))
     said = [text for text, _ in texts(draw("ranking", dataclasses.replace(results, rows=rows), metric="train_loss"))]
-    assert f"finished trials without training loss, not shown: {first.name}" in said
+    assert f"finished trials without a finite training loss, not shown: {first.name}" in said
+
+
+@pytest.mark.parametrize("kind", sorted(OF_TRIALS))
+def test_a_trial_with_an_infinite_loss_is_in_no_number_and_named(load_suite: Load, kind: str) -> None:
+    suite, trials = load_suite(SUITE)
+    first = trials[0]
+    rows = [row_of(trial, test_loss=math.inf if trial is first else 1.0) for trial in trials]
+    results = made(suite, trials, rows)
+    assert first.id not in set(data.values(results, "test_loss", every_point=kind == "lr")["trial_id"])
+    said = [text for text, _ in texts(draw(kind, results, metric="test_loss"))]
+    assert f"finished trials without a finite test loss, not shown: {first.name}" in said
+    none = made(suite, trials, [row_of(trial, test_loss=math.inf) for trial in trials])
+    with pytest.raises(UserError, match=f"^made: cannot draw {kind}: no finished trial has a finite test loss$"):
+        draw(kind, none, metric="test_loss")
+
+
+@pytest.mark.parametrize("band", ["range", "std"])
+@pytest.mark.parametrize("kind", ["curves", "curves_by_lr"])
+def test_a_curve_has_a_gap_where_a_loss_is_infinite(load_suite: Load, kind: str, band: str) -> None:
+    suite, trials = load_suite(SUITE)
+    note = "no mean is drawn of an epoch with an infinite loss"
+    epochs = [epoch for trial in trials for epoch in epochs_of(trial)]
+
+    def with_infinite(*numbers: int) -> Results:
+        first = trials[0].id
+        return made(
+            suite,
+            trials,
+            epochs=[
+                dataclasses.replace(each, val_loss=math.inf)
+                if each.trial_id == first and each.epoch in numbers
+                else each
+                for each in epochs
+            ],
+        )
+
+    figure = draw(kind, with_infinite(2), metric="loss", band=band)
+    FigureCanvasAgg(figure).draw()
+    assert any(note in text for text, _ in texts(figure))
+    lines = [np.asarray(line.get_ydata(), float) for panel in figure.axes for line in panel.lines]
+    assert [list(np.isnan(line)) for line in lines if np.isnan(line).any()] == [[False, True, False, False]]
+    assert all(np.isfinite(line[~np.isnan(line)]).all() for line in lines)
+    FigureCanvasAgg(draw(kind, with_infinite(1, 2, 3, 4), metric="loss", band=band)).draw()
+    assert not any(note in text for text, _ in texts(draw(kind, made(suite, trials), metric="loss", band=band)))

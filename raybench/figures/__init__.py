@@ -54,7 +54,7 @@ def _lacking(kind: str, results: Results, options: Mapping[str, Any]) -> str | N
     if kind in OF_TRIALS:
         metric = check_metric(options.get("metric") or "test_accuracy")
         if values(results, metric, every_point=kind == "lr").empty:
-            return f"no finished trial has a {METRICS[metric][0]}"
+            return f"no finished trial has a finite {METRICS[metric][0]}"
     named = [options[name] for name in AXES.get(kind, ()) if options.get(name)]
     free = [axis for axis in listed_axes(results) if axis not in named]
     count = len(AXES.get(kind, ())) - len(named)

@@ -38,6 +38,7 @@ from raybench.figures.results import (
 )
 from raybench.figures.style import COLORS, COLUMN, PAGE, TALLEST, finish, heading, look, sheet
 from raybench.grid import Trial
+from raybench.metrics import finite
 from raybench.records import FINISHED
 
 MEASURES = {"loss": "mean per image", "accuracy": "share of images"}
@@ -54,7 +55,8 @@ LINES = 10
 
 
 def band(epochs: pd.DataFrame, metric: str, kind: str = "range") -> pd.DataFrame:
-    """Return a row per epoch, by its number: ``n`` trials that have it, their ``mean``, and ``low`` and ``high``.
+    """Return a row per epoch, by its number: ``n`` trials that have it, their ``mean``, and ``low`` and ``high``; an
+    infinite loss is none.
 
     Args:
         epochs: rows as in `raybench.records.EpochRow`.
@@ -62,7 +64,7 @@ def band(epochs: pd.DataFrame, metric: str, kind: str = "range") -> pd.DataFrame
         kind: ``range``: from the lowest trial to the highest; ``std``: one sample standard deviation (ddof=1) about
             the mean, 0 where only one trial is left.
     """
-    of = epochs.groupby("epoch")[metric]
+    of = finite(epochs[metric]).groupby(epochs["epoch"])
     table = of.agg(["count", "mean", "min", "max"]).rename(columns={"count": "n", "min": "low", "max": "high"})
     if kind == "std":
         std = of.std(ddof=1).fillna(0)
@@ -174,7 +176,7 @@ class _Shown:
 
     def __init__(self) -> None:
         self.counts: set[int] = set()
-        self.ends = self.pruned = False
+        self.ends = self.pruned = self.infinite = False
 
     def handles(self, kind: str, color: str) -> list[Artist]:
         found: list[Artist] = []
@@ -191,6 +193,8 @@ class _Shown:
             lines[0] += ", as far as all of them have trained; beyond that each goes on as a thin line"
         if self.pruned:
             lines[0] += "; pruned trials are in no mean"
+        if self.infinite:
+            lines.append("no mean is drawn of an epoch with an infinite loss")
         return lines
 
 
@@ -209,13 +213,15 @@ def _draw(
     thin = {"color": style["color"], "linewidth": 0.6, "alpha": 0.8}
     if len(epochs):
         table = band(epochs, column, kind)
-        whole = table[table["n"] == len(done)]
+        shared = table["n"] == len(done)
+        end = int(table.index[shared].max()) if shared.any() else 0
+        whole = table.loc[:end].where(shared)
         shown.counts.add(len(done))
+        shown.infinite |= bool(np.isinf(epochs[column]).any())
         every = max(1, len(whole) // 8)
         panel.plot(whole.index, whole["mean"], markevery=every, **style)
         if len(done) > 1:
             panel.fill_between(whole.index, whole["low"], whole["high"], color=style["color"], alpha=0.2, linewidth=0)
-        end = int(whole.index.max()) if len(whole) else 0
         for _, one in epochs[epochs["epoch"] >= end].groupby("trial_id", sort=False):
             if len(one) > 1:
                 shown.ends = True
@@ -330,8 +336,9 @@ def _scales(grid: Sequence[Sequence[Axes]], measures: Sequence[str], prefix: str
             for area in stack[row].collections
             if area.get_paths()
         ]
-        numbers = np.concatenate(found) if found else np.array([0.0, 1.0])
+        numbers = np.concatenate([*found, np.empty(0)])
         numbers = numbers[np.isfinite(numbers)]
+        numbers = numbers if numbers.size else np.array([0.0, 1.0])
         low, high = float(numbers.min()), float(numbers.max())
         log = measure == "loss" and low > 0 and high > LOG_FROM * low
         for stack in grid:

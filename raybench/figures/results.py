@@ -218,7 +218,7 @@ def values(results: Results, metric: str = "test_accuracy", *, every_point: bool
     """
     metric = check_metric(metric)
     done = results.rows[results.rows["status"].isin(FINISHED)]
-    stored = dict(zip(done["trial_id"], done[metric].astype(float), strict=True))
+    stored = dict(zip(done["trial_id"], metrics.finite(done[metric]), strict=True))
     names = results.suite.names("compare", "search")
     table: list[dict[str, Any]] = []
     for number, cell in enumerate(points(results) if every_point else cells(results)):
@@ -242,8 +242,8 @@ def doubts(results: Results, metric: str | None = "test_accuracy") -> list[str]:
     if metric in metrics.OF_EPOCHS:
         lines.append(metrics.selection(best_of(results.trials)))
     if metric:
-        empty = set(results.rows["trial_id"][results.rows[metric].isna()])
-        lines += without([trial for trial in finished(results) if trial.id in empty], METRICS[metric][0])
+        empty = set(results.rows["trial_id"][metrics.finite(results.rows[metric]).isna()])
+        lines += without([trial for trial in finished(results) if trial.id in empty], f"a finite {METRICS[metric][0]}")
     done = {trial.id for trial in finished(results)}
     names, seeds = axes(results), len(results.seeds or results.suite.axis("seed").labels)
     short = []
