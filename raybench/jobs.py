@@ -226,15 +226,16 @@ class Jobs:
         return job
 
 
-def check_place(option: str, place: str) -> None:
-    """Raise `UserError` unless the head of a cluster finds ``place`` too, and it may be shown to everybody there."""
-    if "://" in place:
+def check_place(option: str, place: str, *, uri: bool = True) -> None:
+    """Raise `UserError` unless the head of a cluster finds ``place`` too, and it may be shown to everybody there; it
+    may be a ``uri`` or not."""
+    if uri and "://" in place:
         if urlsplit(place).password:
             raise UserError(f"{option}: a job is shown in the dashboard: leave the password to the head's environment")
     elif not place.startswith("/"):
         raise UserError(
-            f"{option} {place}: is a place on the head of the cluster: give its full path there, or a URI such as"
-            " s3://bucket/prefix"
+            f"{option} {place}: is a place on the head of the cluster: give its full path there"
+            + (", or a URI such as s3://bucket/prefix" if uri else "")
         )
 
 

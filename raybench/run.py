@@ -113,7 +113,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
 
             job = prepare(suite, sweep.todo, options.data_dir, lambda line: status.update(Text(line)))
             for note in job.notes:
-                console.print(f"WARNING: {note}", style="yellow", markup=False, soft_wrap=True)
+                console.print(f"WARNING: {note}", style="yellow", soft_wrap=True)
             _refuse_other_data(job, store)
             store.keep(snapshot(choice))
             status.update("loading Ray")

@@ -136,6 +136,14 @@ def test_a_place_that_the_head_cannot_find_or_all_could_read(
     assert str(asked.exception) == said.format(option), "before anything else is looked at"
 
 
+@pytest.mark.parametrize("place", ["data", "s3://bucket/images"])
+def test_images_lie_in_a_folder_of_the_head(place: str, tmp_path: Path) -> None:
+    asked = CliRunner().invoke(app, ["submit", str(tmp_path / "no.yaml"), "--data-dir", place])
+    said = f"--data-dir {place}: is a place on the head of the cluster: give its full path there"
+    assert isinstance(asked.exception, UserError) and str(asked.exception) == said
+    check_place("--data-dir", "/data", uri=False)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A cluster that is not there
 

@@ -38,7 +38,7 @@ OWN = ("results", "data_dir", "address")
 @click.option(
     "--data-dir",
     metavar="FOLDER",
-    help="Where the images lie on the head. Left out: its $RAYBENCH_DATA, or ~/data there.",
+    help="A full path on the head, where the images lie. Left out: its $RAYBENCH_DATA, or ~/data there.",
 )
 @dashboard_option
 @follow_option
@@ -58,9 +58,9 @@ def submit(
     """
     from raybench.jobs import Jobs, check_place
 
-    for option, place in (("--results", results), ("--storage", options["storage"])):
+    for option, place in (("--results", results), ("--storage", options["storage"]), ("--data-dir", data_dir)):
         if place is not None:
-            check_place(option, place)
+            check_place(option, place, uri=option != "--data-dir")
     if options["budget"]:
         seconds_of(options["budget"])
     choice = load_choice(suite, *(options[name] for name in ("sets", "only", "limit", "smoke")))
