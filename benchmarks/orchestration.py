@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from raybench import schedule
+from raybench import connect, schedule
 from raybench.grid import Trial
 from raybench.job import Job, prepare
 from raybench.plan import expand
@@ -61,7 +61,7 @@ class Clock:
 
 
 def measure(
-    suite: Suite, job: Job, trials: list[Trial], cluster: schedule.Cluster, slots: int
+    suite: Suite, job: Job, trials: list[Trial], cluster: connect.Cluster, slots: int
 ) -> tuple[float, float, float]:
     """Return seconds until the first ``slots`` rows, seconds beyond training per later trial, and its training."""
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def main() -> None:
     job = prepare(suite, trials, Path())
     begun = time.perf_counter()
     results: dict[int, list[tuple[float, float, float]]] = {}
-    with schedule.connect("local") as cluster:
+    with connect.connect("local") as cluster:
         connected = time.perf_counter() - begun
         for _ in range(arguments.rounds):
             for slots in sorted({1, cluster.cpus}):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raybench import schedule
+from raybench import connect, schedule
 from raybench.datasets import Dataset, Images
 from raybench.grid import Trial
 from raybench.job import prepare
@@ -102,7 +102,7 @@ def status(pid: int) -> dict[str, float]:
     return {words[0][:-1]: int(words[1]) / 1024 for words in lines if words and words[0][:-1] in KINDS}
 
 
-def measure(folder: Path, images: int, stream: bool, cluster: schedule.Cluster) -> Watch:
+def measure(folder: Path, images: int, stream: bool, cluster: connect.Cluster) -> Watch:
     path = folder / "suite.yaml"
     path.write_text(SUITE.format(images=images, stream=str(stream).lower()))
     suite = load(path)
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     results: dict[tuple[int, bool], list[Watch]] = {}
-    with tempfile.TemporaryDirectory() as name, schedule.connect("local") as cluster:
+    with tempfile.TemporaryDirectory() as name, connect.connect("local") as cluster:
         folder = Path(name)
         os.environ["RAYBENCH_CACHE"] = str(folder / "cache")
         for images in arguments.images:

@@ -27,7 +27,7 @@ from ray.cluster_utils import Cluster
 from rounds import cpu_seconds, machine, spread, table
 from streaming import make
 
-from raybench import schedule
+from raybench import connect, schedule
 from raybench.grid import Trial
 from raybench.job import Job, prepare
 from raybench.plan import expand
@@ -45,19 +45,19 @@ repeat: {{seed: 6}}
 
 
 @contextmanager
-def cluster(nodes: int) -> Iterator[schedule.Cluster]:
+def cluster(nodes: int) -> Iterator[connect.Cluster]:
     """Start so many Ray nodes of one CPU each here, and join them."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         for _ in range(nodes - 1):
             made.add_node(num_cpus=1)
-        with schedule.connect(made.address) as connected:
+        with connect.connect(made.address) as connected:
             yield connected
     finally:
         made.shutdown()
 
 
-def run(suite: Suite, job: Job, trials: list[Trial], connected: schedule.Cluster, **options: Any) -> Clock:
+def run(suite: Suite, job: Job, trials: list[Trial], connected: connect.Cluster, **options: Any) -> Clock:
     """Run the trials; return when each ended and what it took by its own clock."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), suite)
@@ -68,7 +68,7 @@ def run(suite: Suite, job: Job, trials: list[Trial], connected: schedule.Cluster
     return clock
 
 
-def timed(suite: Suite, job: Job, trials: list[Trial], connected: schedule.Cluster) -> list[float]:
+def timed(suite: Suite, job: Job, trials: list[Trial], connected: connect.Cluster) -> list[float]:
     """Run the trials; return seconds to the first row, and seconds and CPU seconds of this process and its children
     for each later trial."""
     begun, cpu = time.perf_counter(), cpu_seconds(os.getpid())
@@ -110,7 +110,7 @@ def images(counts: list[int], rounds: int) -> str:
         folder = Path(name)
         for count in counts:
             make(folder / str(count), count, 32)
-        with schedule.connect("local") as connected:
+        with connect.connect("local") as connected:
             for _ in range(rounds):
                 for count in counts:
                     begun = time.perf_counter()

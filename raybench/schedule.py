@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
 import pickle
 import signal
@@ -23,32 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import raybench.rayenv  # noqa: F401  # before Ray: sets what it reads
-
-# Read by Ray when it is imported or when fit() starts.
-os.environ.update(
-    RAY_AIR_NEW_OUTPUT="0",  # its progress tables go to stdout, which is for ours
-    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # five files per trial
-    TUNE_GLOBAL_CHECKPOINT_S="86400",  # its state is never read
-    TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
-    TUNE_DISABLE_SIGINT_HANDLER="1",  # ours is `_stop_gently`
-    TUNE_PRINT_ALL_TRIAL_ERRORS="0",  # they become rows
-)
+from raybench import tuneparts  # isort: skip  # before Ray: sets what it reads, and how Tune works
 
 import ray
 from ray import tune
-from ray.air.execution._internal import RayActorManager  # private
-from ray.tune.execution import tune_controller  # private
-from ray.tune.execution.class_cache import _ActorClassCache  # private
-from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from raybench.actor import Fetched, MemoryKill, Share, alive_nodes, lost_row, shown_name, trainable
-from raybench.connect import Cluster as Cluster
-from raybench.connect import Node as Node
-from raybench.connect import alive, room_for
-from raybench.connect import connect as connect
+from raybench.actor import Fetched, Share, alive_nodes, lost_row, shown_name, trainable
+from raybench.connect import Cluster, Node, alive, room_for
 from raybench.errors import UserError
 from raybench.grid import Trial
 from raybench.job import Job
@@ -131,11 +113,7 @@ def run(
         Interrupted: after Ctrl-C or SIGTERM, once the running trials have let go.
         Spent: if ``budget`` has left trials out, once the running ones have ended or, at its end, let go.
     """
-    if verbose:
-        os.environ.update(RAY_AIR_NEW_OUTPUT="1", TUNE_PRINT_ALL_TRIAL_ERRORS="1")
-    else:
-        for name in ("ray.tune", "ray.train", "ray.air"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    tuneparts.speak(verbose)
     turns = in_turns(todo)
     slots = {resources: slots_of(cluster, resources, max_concurrent) for resources, _ in turns}
     with tempfile.TemporaryDirectory(prefix="raybench-") as storage, _stop_gently() as interrupted:
@@ -248,7 +226,7 @@ def _run_kind(trial_class: type[tune.Trainable], watcher: _Watcher, slots: int, 
                     name=f"{os.getpid()}-{number}",
                     storage_path=storage,
                     verbose=2 if verbose else 0,
-                    callbacks=[watcher] if verbose else [watcher, _Silence()],
+                    callbacks=[watcher] if verbose else [watcher, tuneparts.Silence()],
                 ),
             ).fit()
         except Exception as error:
@@ -433,74 +411,6 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         except Exception as failure:
             self.failure = failure  # a full disk, say: Tune would wrap it
             raise
-
-
-class _ActorManager(RayActorManager):  # type: ignore[misc]
-    """Gives the tasks of a trial its name, and lets a kill by Ray's memory monitor end one trial: as the base does not
-    know the error, it would end fit()."""
-
-    def add_actor(self, cls: Any, kwargs: dict[str, Any], *args: Any, **more: Any) -> Any:
-        tracked = super().add_actor(cls, kwargs, *args, **more)
-        tracked.shown = kwargs["config"]["name"]
-        return tracked
-
-    def _schedule_tracked_actor_task(self, tracked_actor_task: Any, method_name: str, **details: Any) -> Any:
-        """Ray calls a process after the task that it runs."""
-        tracked = tracked_actor_task._tracked_actor
-        actor, resources = live = self._live_actors_to_ray_actors_resources[tracked]
-        if method_name == "reset":
-            tracked.shown = details["args"][0]["name"]
-        self._live_actors_to_ray_actors_resources[tracked] = _Named(actor, tracked.shown), resources
-        try:
-            return super()._schedule_tracked_actor_task(tracked_actor_task, method_name, **details)
-        finally:
-            self._live_actors_to_ray_actors_resources[tracked] = live
-
-    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, ray.exceptions.OutOfMemoryError):
-            exception = MemoryKill(error_msg=str(exception))
-        super()._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=exception)
-
-
-class _ActorClasses(_ActorClassCache):  # type: ignore[misc]
-    """Asks for no environment of their own for actors on a cluster that was started here, where every process has the
-    right one: only then does Ray give them the processes that it has started already."""
-
-    def get(self, trainable_cls: type[tune.Trainable]) -> Any:
-        if ray.get_runtime_context().runtime_env:
-            return super().get(trainable_cls)
-        if trainable_cls not in self._cache:
-            self._cache[trainable_cls] = ray.remote(trainable_cls)
-        return self._cache[trainable_cls]
-
-
-tune_controller.RayActorManager = _ActorManager
-tune_controller._ActorClassCache = _ActorClasses
-
-
-class _Named:
-    """An actor whose tasks are called after the trial that runs there."""
-
-    def __init__(self, actor: Any, name: str) -> None:
-        self.actor, self.name = actor, name
-
-    def __getattr__(self, method: str) -> Any:
-        return getattr(self.actor, method).options(name=f"RaybenchTrial.{method}[{self.name}]")
-
-
-class _Silence(TrialProgressCallback):  # type: ignore[misc]
-    """Stands in the place of Tune's own progress lines, which go to stdout."""
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        pass
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        pass
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        pass
 
 
 class _ListSearcher(Searcher):  # type: ignore[misc]

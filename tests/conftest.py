@@ -39,6 +39,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    """A cluster on this machine, with nothing left of a test file's before."""
+    from raybench import connect
+
+    # Left by a cluster that was killed, it misleads Ray's clean-up of worker groups too.
+    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
+    with connect.connect("local") as connected:
+        yield connected
+
+
 @pytest.fixture
 def load_suite(tmp_path: Path) -> Callable[..., tuple[Suite, list[Trial]]]:
     """``load_suite(yaml, *sets)`` returns a suite and its trials."""

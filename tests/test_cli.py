@@ -382,10 +382,10 @@ def test_plan_of_changes_is_a_table_of_settings(raybench: Raybench) -> None:
 
 
 def test_plan_measures_what_is_to_run(raybench: Raybench, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raybench import measure, schedule, trial
+    from raybench import connect, measure, trial
 
-    cluster = schedule.Cluster((schedule.Node({"CPU": 2}, {}),))
-    monkeypatch.setattr(schedule, "connect", lambda address: contextlib.nullcontext(cluster))
+    cluster = connect.Cluster((connect.Node({"CPU": 2}, {}),))
+    monkeypatch.setattr(connect, "connect", lambda address: contextlib.nullcontext(cluster))
     monkeypatch.setattr(measure.Meter, "cost", lambda *_: measure.Cost(3600, 1_500_000_000))
     monkeypatch.setattr(trial, "device_name", lambda device: "a machine")
     status, out, err = raybench("plan", "small.yaml", "--measure")
@@ -405,10 +405,10 @@ def test_plan_measures_what_is_to_run(raybench: Raybench, results: Path, monkeyp
 def test_plan_measures_on_gpus_what_asks_for_them(
     raybench: Raybench, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from raybench import measure, schedule, trial
+    from raybench import connect, measure, trial
 
-    cluster = schedule.Cluster((schedule.Node({"CPU": 2, "GPU": 1}, {}),))
-    monkeypatch.setattr(schedule, "connect", lambda address: contextlib.nullcontext(cluster))
+    cluster = connect.Cluster((connect.Node({"CPU": 2, "GPU": 1}, {}),))
+    monkeypatch.setattr(connect, "connect", lambda address: contextlib.nullcontext(cluster))
     monkeypatch.setattr(measure, "speed", lambda *_: measure.Speed(3600, (0,), 0, 1_500_000_000))
     monkeypatch.setattr(trial, "device_name", lambda device: f"this {device}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

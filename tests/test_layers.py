@@ -116,7 +116,7 @@ LAYERS = {
     "watching": Layer(("live", "track"), ("light",), frozenset({"rich", "tensorboardX", "mlflow", "wandb"})),
     "local cluster": Layer(("localcluster",), ("light",), frozenset({"filelock"})),
     "cluster": Layer(
-        ("actor", "schedule", "connect", "gauges", "jobs"),
+        ("actor", "tuneparts", "schedule", "connect", "gauges", "jobs"),
         ("light", "training"),
         frozenset({"torch", "ray", "aiohttp", "requests"}),
     ),

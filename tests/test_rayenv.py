@@ -31,7 +31,7 @@ def test_a_token_is_found_where_ray_looks_for_it(home: Path, monkeypatch: pytest
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("module", ["schedule", "connect", "jobs", "gauges", "actor"])
+@pytest.mark.parametrize("module", ["schedule", "tuneparts", "connect", "jobs", "gauges", "actor"])
 def test_every_module_that_imports_ray_has_it_use_the_token(home: Path, module: str) -> None:
     """Ray reads the mode once, when it is imported."""
     code = f"""

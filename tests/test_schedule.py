@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -65,16 +64,6 @@ class Heard:
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         assert trial.id not in self.outcomes, "a trial ended twice"
         self.outcomes[trial.id] = outcome
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[object]:
-    from raybench import schedule
-
-    # Left by a cluster that was killed, it misleads Ray's clean-up of worker groups too.
-    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
-    with schedule.connect("local") as connected:
-        yield connected
 
 
 def job_of(folder: Path, text: str) -> tuple[Job, list[Trial], tuple[str, ...]]:

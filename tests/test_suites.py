@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -113,16 +112,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, label, number in product(("train", "valid", "test"), CIFAR10.classes, range(2)):
         write_image(folder / "cinic10" / split / label / f"{number}.png", Image.fromarray(noise(32, 32, 3)))
     return folder
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[object]:
-    from raybench import schedule
-
-    # Left by a cluster that was killed, it misleads Ray's clean-up of worker groups too.
-    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
-    with schedule.connect("local") as connected:
-        yield connected
 
 
 @pytest.mark.ray

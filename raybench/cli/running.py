@@ -285,9 +285,10 @@ def _show_cost(
     from rich.table import Table as Grid
     from rich.text import Text
 
+    from raybench.connect import connect
     from raybench.live import duration
     from raybench.measure import Meter, Row, estimate, rounds
-    from raybench.schedule import connect, slots_of
+    from raybench.schedule import slots_of
     from raybench.trial import device_name
 
     console = progress()
