@@ -26,8 +26,14 @@ from raybench.suite import Suite
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray come last."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    """Tests that start Ray come last, and one after the other where files of tests run side by side."""
+
+    def on_ray(item: pytest.Item) -> bool:
+        return item.get_closest_marker("ray") is not None
+
+    items.sort(key=on_ray)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray(item) else item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)
