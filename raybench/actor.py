@@ -19,7 +19,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,12 @@ import ray
 import torch
 import torch.distributed
 from ray import train, tune
-from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put  # private
+from ray.experimental.internal_kv import (  # private
+    _internal_kv_del,
+    _internal_kv_exists,
+    _internal_kv_get,
+    _internal_kv_put,
+)
 from ray.train import ScalingConfig
 from ray.train._internal.session import get_session  # private
 from ray.train.torch import TorchTrainer
@@ -115,23 +120,27 @@ class MemoryKill(ray.exceptions.RayActorError):  # type: ignore[misc]
     """Ray's memory monitor killed the actor; what Ray raises itself, Tune does not take for the end of an actor."""
 
 
-def lost_row(trial: Trial, error: Exception) -> tuple[TrialRow, str | None]:
-    """Return the failed row of a trial that sent none itself; where its node may be what was lost, also which.
+def lost_row(trial: Trial, error: Exception) -> tuple[TrialRow, frozenset[str]]:
+    """Return the failed row of a trial that sent none itself, and the nodes of which one may be what was lost.
 
     A node that goes takes its processes with it, and Ray may miss them first.
     """
-    row = failed(planned_row(trial), error)
+    row, nowhere = failed(planned_row(trial), error), frozenset[str]()
     if isinstance(error, MemoryKill | ray.exceptions.OutOfMemoryError):
-        return dataclasses.replace(row, error_class="out_of_memory"), None
+        return dataclasses.replace(row, error_class="out_of_memory"), nowhere
     if not _is_gone(error):
-        return row, None
+        return row, nowhere
     row = dataclasses.replace(row, error_class="crashed")
     if isinstance(error, ray.exceptions.ActorDiedError):  # its last line says how; all of them are in the traceback
         row = dataclasses.replace(row, error=str(error).splitlines()[-1].partition(" Some common causes")[0])
     if not isinstance(error, ray.exceptions.RayActorError) or error.actor_id is None:
-        return row, None
-    node = ray._private.state.actors(error.actor_id)["Address"]["NodeID"]  # private
-    return row, None if node == ray.get_runtime_context().get_node_id() else node
+        return row, nowhere
+    return row, _elsewhere([ray._private.state.actors(error.actor_id)["Address"]["NodeID"]])  # private
+
+
+def _elsewhere(nodes: Iterable[str]) -> frozenset[str]:
+    """Return those of ``nodes`` that this process does not run on."""
+    return frozenset(nodes) - {ray.get_runtime_context().get_node_id()}
 
 
 def _is_gone(error: Exception) -> bool:
@@ -219,9 +228,9 @@ def epoch_metrics(rows: Sequence[EpochRow], trial: TrialRow) -> dict[str, Any]:
     return {"epoch": pickle.dumps((tuple(rows), trial))}
 
 
-def outcome_metrics(outcome: Outcome, node: str | None = None) -> dict[str, Any]:
-    """Return the last report of a trial: all that it leaves behind, and the node of `lost_row`."""
-    return {"outcome": pickle.dumps((outcome, node))}
+def outcome_metrics(outcome: Outcome, nodes: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return the last report of a trial: all that it leaves behind, and the nodes of `lost_row`."""
+    return {"outcome": pickle.dumps((outcome, nodes))}
 
 
 def _in_this_process(share: Share, trial: Trial) -> None:
@@ -281,11 +290,11 @@ class _WorkerGroup:
     def run(self, trial: Trial) -> None:
         """Train ``trial`` to its end; runs in the thread that Tune gives a trial."""
         tune_id = tune.get_context().get_trial_id()
-        stop_key = f"stop/{tune_id}".encode()
-        _running.update(stop_key=stop_key, ended=threading.Event())
+        keys = f"{tune_id}/"
+        _running.update(keys=keys, ended=threading.Event())
         try:
             TorchTrainer(
-                _worker_loop(self.share, trial, stop_key),
+                _worker_loop(self.share, trial, keys),
                 scaling_config=ScalingConfig(
                     num_workers=self.resources.workers,
                     use_gpu=self.share.use_gpu,
@@ -304,21 +313,27 @@ class _WorkerGroup:
             wrapped = [cause for _, cause in sorted(error.worker_failures.items())]
             causes = [getattr(cause, "health_check_failure", cause) for cause in wrapped]  # private
             cause = min(causes, key=lambda cause: (not _is_gone(cause), PEER_GONE in str(cause)))
-            if isinstance(cause, Failed):
-                row, node = cause.row(), None
-                if PEER_GONE in str(cause):
-                    row = dataclasses.replace(row, error_class="crashed")
+            if not isinstance(cause, Failed):
+                row, nodes = lost_row(trial, cause)
+            elif PEER_GONE in str(cause):  # and Ray does not say yet which, or whether its node has
+                row, nodes = dataclasses.replace(cause.row(), error_class="crashed"), self._nodes(keys)
             else:
-                row, node = lost_row(trial, cause)
-            tune.report(outcome_metrics(Outcome(row=row), node))
+                row, nodes = cause.row(), frozenset()
+            tune.report(outcome_metrics(Outcome(row=row), nodes))
         finally:
             _running["ended"].set()
+            _internal_kv_del(keys, del_by_prefix=True, namespace=KV)
+
+    def _nodes(self, keys: str) -> frozenset[str]:
+        """Return the nodes of the group's processes, but for this one's own."""
+        found = [_internal_kv_get(f"{keys}node/{rank}", namespace=KV) for rank in range(self.resources.workers)]
+        return _elsewhere(node.decode() for node in found if node)
 
     def stop(self) -> None:
         """Stop the group, if one runs, and wait until it has let go; called by Tune in the actor's main thread."""
         if not _running or _running["ended"].is_set():
             return
-        _internal_kv_put(_running["stop_key"], b"1", namespace=KV)
+        _internal_kv_put(f"{_running['keys']}stop", b"1", namespace=KV)
         queue = get_session()._inter_actor_queue  # private
         for _ in range(STOP_SECONDS * 5):
             if _running["ended"].is_set():
@@ -334,7 +349,7 @@ class _WorkerGroup:
 
 
 _running: dict[str, Any] = {}
-"""The worker group of this actor: ``stop_key`` and ``ended``."""
+"""The worker group of this actor: ``ended``, and ``keys``, with which its keys in the cluster's store begin."""
 
 
 class Failed(Exception):
@@ -344,13 +359,14 @@ class Failed(Exception):
         return pickle.loads(self.args[1])
 
 
-def _worker_loop(share: Share, trial: Trial, stop_key: bytes) -> Any:
+def _worker_loop(share: Share, trial: Trial, keys: str) -> Any:
     """Return what each process of the group runs."""
 
     def loop() -> None:
         share.trial(trial.id)  # imports the user's modules here too
         context = train.get_context()
         world = World(context.get_world_rank(), context.get_world_size())
+        _internal_kv_put(f"{keys}node/{world.rank}", ray.get_runtime_context().get_node_id(), namespace=KV)
         device = str(train.torch.get_device())
         gauges.show_memory(share.suite, device)
         begun: list[TrialRow] = []
@@ -358,7 +374,7 @@ def _worker_loop(share: Share, trial: Trial, stop_key: bytes) -> Any:
         def report(row: EpochRow) -> None:
             train.report(epoch_metrics([row], begun[0]))
             stop = torch.zeros(1, device=device)
-            if world.rank == 0 and _internal_kv_exists(stop_key, namespace=KV):
+            if world.rank == 0 and _internal_kv_exists(f"{keys}stop", namespace=KV):
                 stop += 1
             torch.distributed.broadcast(stop, 0)
             if stop.item():

@@ -272,8 +272,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         self.losses: Counter[tuple[str, ErrorClass]] = Counter()
         self.alone: set[str] = set()
         """Trials that ran out of memory beside others."""
-        self.undecided: list[tuple[str, Outcome, str, float]] = []
-        """Lost trials, the node each was on, and until when that may turn out to be gone."""
+        self.undecided: list[tuple[str, Outcome, frozenset[str], float]] = []
+        """Lost trials, the nodes each was on, and until when one of them may turn out to be gone."""
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -294,8 +294,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         result.pop("epoch", None)
         message = result.pop("outcome", None)
         if message is not None:
-            outcome, node = pickle.loads(message)
-            self._arrived(trial.config["id"], outcome, node)
+            self._arrived(trial.config["id"], *pickle.loads(message))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self.interrupted.is_set():
@@ -348,27 +347,27 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             if "The actor never ran" in str(error):
                 self.running.discard(known.id)  # no fault of the trial: the next round starts it again
             else:
-                row, node = lost_row(known, error)
-                self._arrived(known.id, Outcome(row=row), node)
+                row, nodes = lost_row(known, error)
+                self._arrived(known.id, Outcome(row=row), nodes)
 
-    def _arrived(self, trial_id: str, outcome: Outcome, node: str | None) -> None:
-        """Take what a trial left behind, or what is said of it; ``node`` may turn out to be gone."""
+    def _arrived(self, trial_id: str, outcome: Outcome, nodes: frozenset[str]) -> None:
+        """Take what a trial left behind, or what is said of it; one of ``nodes`` may turn out to be gone."""
         if outcome.row.error_class not in ("crashed", "out_of_memory"):
             self._end(trial_id, outcome)
         elif not self._stopped(trial_id):
             self.running.discard(trial_id)
-            if node is None:
-                self.count_loss(trial_id, outcome)
+            if nodes:
+                self.undecided.append((trial_id, outcome, nodes, time.monotonic() + NODE_SECONDS))
             else:
-                self.undecided.append((trial_id, outcome, node, time.monotonic() + NODE_SECONDS))
+                self.count_loss(trial_id, outcome)
 
     def decide(self, wait: bool = False) -> None:
         """Go on with the lost trials of which it is known by now whether their node is gone; or ``wait`` for all."""
         while self.undecided:
             alive = alive_nodes()
             for loss in list(self.undecided):
-                trial_id, outcome, node, until = loss
-                if node not in alive:
+                trial_id, outcome, nodes, until = loss
+                if not nodes <= alive:
                     outcome = replace(outcome, row=replace(outcome.row, error_class="node_lost"))
                 elif time.monotonic() < until:
                     continue

@@ -73,9 +73,9 @@ def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0
     start = 0
     for (name, pixels, drawn), depth in zip(groups, rows, strict=True):
         panels = grid[start * IN_ROW : (start + depth) * IN_ROW]
-        start += depth
         panels[0].set_visible(True)
-        panels[0].set_title(name, loc="left", weight="bold", pad=4)
+        # Below other images, it stands a line away from their classes.
+        panels[0].set_title(f"\n{name}" if start else name, loc="left", weight="bold", pad=4)
         for side_ in panels[0].spines.values():
             side_.set_visible(False)
         for panel, image, (label, prediction) in zip(
@@ -85,6 +85,7 @@ def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0
             show(panel, image)
             true, predicted = classes[label], classes[prediction]
             panel.set_xlabel(true if label == prediction else f"{true}\n→ {predicted}", fontsize=6, labelpad=2)
+        start += depth
     said = f"trial {one.name} ({one.id}); drawn at random with seed {seed}; wrong ones: true → predicted class"
     title = f"{results.suite.name}: test images, right and wrong"
     return finish(figure, title, [said, *doubts(results)])
