@@ -48,6 +48,9 @@ class Clock:
     def stopped(self, trial: Trial) -> None:
         raise AssertionError("none was to stop")
 
+    def warned(self, trial: Trial, warning: str) -> None:
+        print(f"{trial.name}: {warning}")
+
     def lost(self, trial: Trial, reason: str) -> None:
         raise AssertionError(f"{trial.name}: {reason}")
 

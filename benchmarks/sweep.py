@@ -253,6 +253,8 @@ def main() -> None:
     for name, count in (("--trials", arguments.trials), ("--groups", arguments.groups or CORES + 1)):
         if count <= CORES:
             parser.error(f"{name} {count}: {CORES} start at once, and those after them are measured: name more")
+    if arguments.trials % 2:
+        parser.error(f"--trials {arguments.trials}: two learning rates are tried with each seed: name an even number")
     print(machine())
     print(
         report(*sweep(arguments.trials, arguments.groups, arguments.rounds, arguments.epochs, arguments.hidden)),

@@ -45,6 +45,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.queue import Empty
 
 from raybench import gauges
+from raybench.connect import needs_of
 from raybench.grid import Trial
 from raybench.job import Job
 from raybench.records import EpochRow, Outcome, TrialRow
@@ -56,8 +57,6 @@ from raybench.trial import failed
 KV = b"raybench"
 STOP_SECONDS = 60
 """How long a worker group may take to notice that it is to stop: an epoch, usually."""
-
-
 TELL_SECONDS = 0.25
 """How long epochs may wait to be told together. The trial stands still until the driver has heard a report, which took
 15 ms of a core: as much as the short epochs of a small network."""
@@ -179,11 +178,6 @@ class Stopped(Exception):
     """The driver asked this worker group to stop."""
 
 
-def bundle(resources: Resources, use_gpu: bool) -> dict[str, float]:
-    """Return what each process of a trial asks of its node."""
-    return {"CPU": resources.cpus, **({"GPU": resources.gpus} if use_gpu else {}), **resources.custom}
-
-
 def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
     """Return the class that Tune starts: one per kind of trial."""
     group = _WorkerGroup(share, resources) if resources.workers > 1 else None
@@ -201,7 +195,7 @@ def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
             if group is not None:
                 # The workers bring their own CPUs, so this actor must take none; it only waits, on the head.
                 return Slot(share.suite, {"node:__internal_head__": 0.001})
-            return Slot(share.suite, bundle(resources, share.use_gpu), resources.labels)
+            return Slot(share.suite, needs_of(resources, share.use_gpu), resources.labels)
 
         def __repr__(self) -> str:
             return f"raybench {share.suite}"
@@ -220,12 +214,13 @@ def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
     return RaybenchTrial
 
 
-def epoch_metrics(rows: Sequence[EpochRow], trial: TrialRow) -> dict[str, Any]:
+def epoch_metrics(rows: Sequence[EpochRow], trial: TrialRow, warnings: Sequence[str]) -> dict[str, Any]:
     """Return the report of some epochs: one entry, so that Tune keeps no statistics of its own about it.
 
-    ``trial`` is the trial's row as it was at its beginning, for a trial that does not live to send its own.
+    ``trial`` is the trial's row as it was at its beginning, for a trial that does not live to send its own;
+    ``warnings`` are told to the user.
     """
-    return {"epoch": pickle.dumps((tuple(rows), trial))}
+    return {"epoch": pickle.dumps((tuple(rows), trial, tuple(warnings)))}
 
 
 def outcome_metrics(outcome: Outcome, nodes: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -236,12 +231,14 @@ def outcome_metrics(outcome: Outcome, nodes: frozenset[str] = frozenset()) -> di
 def _in_this_process(share: Share, trial: Trial) -> None:
     begun: list[TrialRow] = []
     waiting: list[EpochRow] = []
+    warnings: list[str] = []
     due = -math.inf
 
     def tell() -> None:
         nonlocal due
-        tune.report(epoch_metrics(waiting, begun[0]))
+        tune.report(epoch_metrics(waiting, begun[0], warnings))
         waiting.clear()
+        warnings.clear()
         due = time.monotonic() + TELL_SECONDS
 
     def report(row: EpochRow) -> None:
@@ -252,11 +249,11 @@ def _in_this_process(share: Share, trial: Trial) -> None:
     def loop() -> None:
         gauges.show_memory(share.suite, share.device)
         try:
-            outcome = share.job.run(trial, device=share.device, begun=begun.append, report=report)
+            outcome = share.job.run(trial, device=share.device, begun=begun.append, report=report, warn=warnings.append)
         finally:
             gauges.hide_memory(share.suite, share.device)
         broken = device_failure(share.device) if outcome.row.status == "failed" else None
-        if waiting:
+        if begun and (waiting or warnings):
             tell()
         tune.report(outcome_metrics(outcome))
         if broken is not None:  # the row has arrived, and this ends the trial; the next one gets a process of its own
@@ -298,7 +295,7 @@ class _WorkerGroup:
                 scaling_config=ScalingConfig(
                     num_workers=self.resources.workers,
                     use_gpu=self.share.use_gpu,
-                    resources_per_worker=bundle(self.resources, self.share.use_gpu),
+                    resources_per_worker=needs_of(self.resources, self.share.use_gpu),
                     label_selector=self.resources.labels or None,
                 ),
                 run_config=train.RunConfig(
@@ -370,9 +367,11 @@ def _worker_loop(share: Share, trial: Trial, keys: str) -> Any:
         device = str(train.torch.get_device())
         gauges.show_memory(share.suite, device)
         begun: list[TrialRow] = []
+        warnings: list[str] = []  # those of the first process reach the driver, as its epochs do
 
         def report(row: EpochRow) -> None:
-            train.report(epoch_metrics([row], begun[0]))
+            train.report(epoch_metrics([row], begun[0], warnings))
+            warnings.clear()
             stop = torch.zeros(1, device=device)
             if world.rank == 0 and _internal_kv_exists(f"{keys}stop", namespace=KV):
                 stop += 1
@@ -381,7 +380,9 @@ def _worker_loop(share: Share, trial: Trial, keys: str) -> Any:
                 raise Stopped
 
         try:
-            outcome = share.job.run(trial, device=device, world=world, begun=begun.append, report=report)
+            outcome = share.job.run(
+                trial, device=device, world=world, begun=begun.append, report=report, warn=warnings.append
+            )
         except Stopped:
             return
         finally:

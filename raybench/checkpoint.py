@@ -8,6 +8,7 @@ import os
 import pickle
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,19 @@ class Checkpoints:
 class Keeper:
     """Keeps the state of one process of one trial while it trains.
 
-    A storage that fails is no reason for a trial to fail: it warns once, and the trial trains on.
+    A storage that fails is no reason for a trial to fail: ``warn`` is told once, and the trial trains on.
     """
 
-    def __init__(self, checkpoints: Checkpoints, trial_id: str, rank: int, fingerprint: str) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        trial_id: str,
+        rank: int,
+        fingerprint: str,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
         """``fingerprint`` is that of the images: a state that was trained on others is not taken up."""
-        self.checkpoints, self.file, self.fingerprint = checkpoints, (trial_id, rank), fingerprint
+        self.checkpoints, self.file, self.fingerprint, self.warn = checkpoints, (trial_id, rank), fingerprint, warn
         self.kept_at = time.monotonic()
         self.has_warned = False
 
@@ -130,4 +138,4 @@ class Keeper:
         if not self.has_warned:
             self.has_warned = True
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            warnings.warn(f"the checkpoint of {self.file[0]} in {self.checkpoints.uri} {what}: {reason}", stacklevel=3)
+            self.warn(f"its checkpoint in {self.checkpoints.uri} {what}: {reason}")

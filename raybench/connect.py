@@ -97,8 +97,7 @@ class Cluster:
 
     def needs(self, resources: Resources) -> dict[str, float]:
         """Return what each process of a trial asks of its node; no GPUs where the cluster has none."""
-        each = {"CPU": resources.cpus, **({"GPU": resources.gpus} if self.gpus else {}), **resources.custom}
-        return {name: amount for name, amount in each.items() if amount}
+        return needs_of(resources, self.gpus > 0)
 
     def slots(self, resources: Resources) -> int:
         """Return how many trials with these needs fit at once, if no other job runs."""
@@ -107,6 +106,12 @@ class Cluster:
         if self.grows_to:  # how large the nodes are that may yet be started is not known
             room = max(room, _times(needs, {name: self.total(name, labels) for name in needs}))
         return room // resources.workers
+
+
+def needs_of(resources: Resources, gpus: bool) -> dict[str, float]:
+    """Return what each process of a trial asks of its node, ``gpus`` among it or not."""
+    each = {"CPU": resources.cpus, **({"GPU": resources.gpus} if gpus else {}), **resources.custom}
+    return {name: amount for name, amount in each.items() if amount}
 
 
 def room_for(needs: Mapping[str, float], labels: Mapping[str, str], nodes: Iterable[Node]) -> int:

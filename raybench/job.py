@@ -7,6 +7,7 @@ outcome = job.run(trial)                  # in this process; raybench.schedule r
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Job:
         world: World | None = None,
         begun: Callable[[TrialRow], None] | None = None,
         report: Report | None = None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> Outcome:
         """Train one trial in this process (see `raybench.trial.run_trial`)."""
         settings = trial.typed()
@@ -67,6 +69,7 @@ class Job:
             world=world or World(),
             begun=begun,
             report=report,
+            warn=warn,
             statistics=self.statistics[statistics_key(settings)],
             checkpoints=self.checkpoints,
             provenance=self.provenance,

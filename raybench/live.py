@@ -6,16 +6,31 @@ Everything goes to stderr; stdout is for tables.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from raybench.grid import Trial
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
+
+
+@contextmanager
+def busy(console: Console, what: str) -> Iterator[Callable[[str], None]]:
+    """Show ``what`` is being done until the ``with`` block ends, on a terminal; give a function that shows another.
+
+    Rich's own ``console.status`` would put a stdout of its own in the place of the one there, and back: of no use to
+    who redirects it meanwhile.
+    """
+    spinner = Spinner("dots", Text(what))
+    with Live(spinner, console=console, refresh_per_second=10, transient=True, redirect_stdout=False):
+        yield lambda words: spinner.update(text=Text(words))
 
 
 @dataclass(slots=True)

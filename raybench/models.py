@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -39,18 +40,19 @@ def build(model: ModelSettings, shape: Shape, classes: int) -> nn.Module:
 def check(model: ModelSettings, shape: Shape, classes: int) -> nn.Module | None:
     """Raise `UserError` unless the network can be built and maps such images to logits; return one to be looked at.
 
-    Networks of timm run on torch's meta device, which knows shapes and no numbers: quick for large ones too. The others
-    are small, and on that device they would cost 1.3 s, for which torch loads its compiler. A file of weights must be
-    there, but is not read; pretrained weights are not looked for. None where only real images can tell.
+    Networks of timm, and all on images of more than 64x64, run on torch's meta device, which knows shapes and no
+    numbers: quick for large ones too. Others are built as they are: the meta device would cost 1.3 s, for which torch
+    loads its compiler. A file of weights must be there, but is not read; pretrained weights are not looked for. None
+    where only real images can tell.
     """
     builder = _builder(model)  # outside: what importing makes must not land on the meta device
-    device = "meta" if model.name.startswith(TIMM) else "cpu"
+    device = "meta" if model.name.startswith(TIMM) or math.prod(shape[1:]) > 64 * 64 else "cpu"
     try:
         with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
             network = builder(shape, classes, **model.options).eval()
             logits = network(torch.zeros(2, *shape))
     except _MISFIT as error:
-        if "meta" in str(error):  # code that needs a number on its way
+        if device == "meta" and "meta" in str(error):  # code that needs a number on its way
             return None
         raise _misfit(model, shape, error) from error
     found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

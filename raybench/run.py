@@ -19,7 +19,7 @@ from raybench.axes import Label
 from raybench.beside import beside
 from raybench.errors import DataError
 from raybench.grid import Trial, sizes
-from raybench.live import Watch
+from raybench.live import Watch, busy
 from raybench.plan import Choice, expand, snapshot
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
 from raybench.rows import pruned
@@ -96,30 +96,32 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
     trackers = tuple(dict.fromkeys((*suite.track, *options.track)))
     tracking = open_trackers(trackers, suite.name, store.folder, lambda line: console.print(line, style="yellow"))
 
+    local = options.address == "local"
+
     def connected() -> AbstractContextManager[Cluster]:
         from raybench.connect import connect  # loads Ray: seconds, not for a run that has nothing to do
 
-        ship = [*shipping.modules(suite), *([shipping.package()] if options.ship else [])]
+        # On this machine, every process finds what this one does.
+        ship = [] if local else [*shipping.modules(suite), *([shipping.package()] if options.ship else [])]
         return connect(
             options.address, suite=suite.name, ship=ship, checked=True, to_train=True, verbose=options.verbose
         )
 
     with contextlib.ExitStack() as stack:
-        local = options.address == "local"
-        with console.status("preparing") as status:
+        with busy(console, "preparing") as say:
             # Ray's own start is mostly waiting. Another's cluster is not asked before all is well here.
             started = stack.enter_context(beside(connected)) if local else None
             from raybench.job import prepare
 
-            job = prepare(suite, sweep.todo, options.data_dir, lambda line: status.update(Text(line)))
+            job = prepare(suite, sweep.todo, options.data_dir, say)
             for note in job.notes:
                 console.print(f"WARNING: {note}", style="yellow", soft_wrap=True)
             _refuse_other_data(job, store)
             store.keep(snapshot(choice))
-            status.update("loading Ray")
+            say("loading Ray")
             from raybench import schedule
             from raybench.gauges import Gauges
-        with console.status(Text("starting Ray" if local else f"joining Ray at {options.address}")):
+        with busy(console, "starting Ray" if local else f"joining Ray at {options.address}"):
             cluster = started() if started else stack.enter_context(connected())
         slots = cluster.slots(sweep.todo[0].typed().resources)
         nodes = len(cluster.nodes)
@@ -296,6 +298,9 @@ class _Recorder:
         self.watch.lost(trial, reason)
         for follower in self.followers:
             follower.lost(trial, reason)
+
+    def warned(self, trial: Trial, warning: str) -> None:
+        self.watch.say(f"{trial.name}: {warning}")
 
     def no_room(self, reason: str) -> None:
         self.watch.say(reason)

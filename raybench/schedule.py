@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from raybench import tuneparts  # isort: skip  # before Ray: sets what it reads, and how Tune works
+from raybench import tuneparts  # isort: skip  # before Tune: sets what it reads
 
 import ray
 from ray import tune
@@ -64,6 +64,9 @@ class Listener(Protocol):
     def ended(self, trial: Trial, outcome: Outcome) -> None: ...
     def lost(self, trial: Trial, reason: str) -> None:
         """Hear that a trial went down through no decision of its own, and starts again later."""
+
+    def warned(self, trial: Trial, warning: str) -> None:
+        """Hear what is no reason for the trial to fail."""
 
     def no_room(self, reason: str) -> None:
         """Hear that nodes are gone and what is left has no room for a trial."""
@@ -319,7 +322,9 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         if trial_id in self.stopping:
             return True
         with self._noting_failure():
-            rows, begun = pickle.loads(epochs)
+            rows, begun, warnings = pickle.loads(epochs)
+            for warning in warnings:
+                self.listener.warned(self.open[trial_id], warning)
             begun = replace(begun, attempts=self.starts[trial_id])
             # Those after the one at which it is to stop were trained too.
             if any([self.listener.epoch(self.open[trial_id], row, begun) for row in rows]):
@@ -364,10 +369,10 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
     def decide(self, wait: bool = False) -> None:
         """Go on with the lost trials of which it is known by now whether their node is gone; or ``wait`` for all."""
         while self.undecided:
-            alive = alive_nodes()
+            nodes_alive = alive_nodes()
             for loss in list(self.undecided):
                 trial_id, outcome, nodes, until = loss
-                if not nodes <= alive:
+                if not nodes <= nodes_alive:
                     outcome = replace(outcome, row=replace(outcome.row, error_class="node_lost"))
                 elif time.monotonic() < until:
                     continue

@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 import traceback
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -57,6 +58,7 @@ def run_trial(
     world: World = World(),  # noqa: B008 - frozen
     begun: Callable[[TrialRow], None] | None = None,
     report: Report | None = None,
+    warn: Callable[[str], None] = warnings.warn,
     statistics: Statistics | None = None,
     checkpoints: Checkpoints | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -71,6 +73,7 @@ def run_trial(
         world: this process's place in the trial's worker group.
         begun: called before the first step, with the row as far as it is known then.
         report: called after each epoch. What it raises (Ray's stop is a `SystemExit`) passes through.
+        warn: told what is no reason to fail and should be known, such as checkpoints that cannot be kept.
         statistics: what the augmentation fitted on the training images (`fit_augmentation`); fitted here if not given.
         checkpoints: where the trial's state is kept between epochs, and taken up from. Who stores the row drops it.
         provenance: further columns of `TrialRow` that only the caller knows.
@@ -89,7 +92,7 @@ def run_trial(
         **versions(),
         **(provenance or {}),
     )
-    keeper = Keeper(checkpoints, trial.id, world.rank, data.fingerprint) if checkpoints else None
+    keeper = Keeper(checkpoints, trial.id, world.rank, data.fingerprint, warn) if checkpoints else None
     reporting = False
     seen: list[EpochRow] = []
 
@@ -229,7 +232,9 @@ def fresh_process(seed: int, threads: int) -> Iterator[None]:
         gc.collect()
         _keep_what_is_there()
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            # After a fault on the device every call fails; the trial has its row already, and what it says is why.
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import Any
 
 import raybench.rayenv  # noqa: F401  # before Ray: sets what it reads
 
-# Read by Ray when it is imported or when fit() starts.
+# Read by Tune when it is imported or when fit() starts.
 os.environ.update(
     RAY_AIR_NEW_OUTPUT="0",  # its progress tables go to stdout, which is for ours
     TUNE_PRINT_ALL_TRIAL_ERRORS="0",  # they become rows

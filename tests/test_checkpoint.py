@@ -196,7 +196,7 @@ def test_a_storage_that_fails_stops_no_trial(
         assert_same(run(trial, source, checkpoints), whole)
     assert saves == [1, 2, 3, 4], "it is tried again"
     assert [str(warning.message) for warning in warned] == [
-        f"the checkpoint of {trial.id} in {tmp_path} is not kept: OSError: When uploading part for key 'x': timed out"
+        f"its checkpoint in {tmp_path} is not kept: OSError: When uploading part for key 'x': timed out"
     ]
     assert len([*tmp_path.iterdir()]) == 1, "what was kept before is there"
 

@@ -291,6 +291,19 @@ def test_what_cannot_be_read_or_written_is_named(raybench: Raybench, monkeypatch
         assert raybench("run", "small.yaml") == (2, "", f"raybench: {said}\n")
 
 
+def test_what_cannot_be_read_is_named_where_results_are_in_object_storage(
+    raybench: Raybench, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("small.yaml").write_text(SUITE)
+    error = PermissionError(errno.EACCES, "Permission denied", "data/train/a/1.png")
+    monkeypatch.setattr(run, "run_missing", Mock(side_effect=error))
+    assert raybench("run", "small.yaml", "--results", bucket) == (
+        2,
+        "",
+        "raybench: data/train/a/1.png: Permission denied\n",
+    )
+
+
 WORDS = """\
 name: words
 about: "see [report], a [/b] c, [bold]d :warning:"

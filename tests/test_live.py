@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def trials(load_suite: LoadSuite) -> list[Trial]:
     return load_suite(SUITE)[1]
+
+
+def test_what_is_being_done_is_shown_on_a_terminal_and_stdout_stays_what_it_is() -> None:
+    console, file = terminal()
+    stdout = sys.stdout
+    with live.busy(console, "reading [x]") as say:
+        assert sys.stdout is stdout, "who redirects it now would give back rich's in the end"
+        console.print("between", markup=False)
+        say("writing [/y]")
+    assert sys.stdout is stdout
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert "reading [x]" in shown and "between" in shown and "writing [/y]" in shown
+    console, file = plain()
+    with live.busy(console, "reading"):
+        pass
+    assert file.getvalue() == ""
 
 
 def plain() -> tuple[Console, io.StringIO]:

@@ -401,8 +401,29 @@ def test_what_starts_at_random_besides_given_weights(monkeypatch):
 def test_checking_passes_over_a_model_that_needs_real_numbers(monkeypatch):
     def builder(shape, classes, **options):
         rates = [rate.item() for rate in torch.linspace(0, options["most"], 3)]
-        return nn.Sequential(nn.Flatten(), nn.Dropout(rates[-1]), nn.Linear(192, classes))
+        return nn.Sequential(nn.Flatten(), nn.Dropout(rates[-1]), nn.Linear(math.prod(shape), classes))
 
     monkeypatch.setitem(MODELS._entries, "rates", builder)
-    models.check(ModelSettings(name="rates", most=0.5), (3, 8, 8), 10)
+    settings = ModelSettings(name="rates", most=0.5)
+    assert models.check(settings, (3, 128, 128), 10) is None
+    assert models.check(settings, (3, 8, 8), 10)[1].p == 0.5
     assert make("rates", (3, 8, 8), most=0.5)[1].p == 0.5
+
+
+def test_networks_for_large_images_are_checked_without_their_numbers(monkeypatch):
+    def builder(shape, classes, **options):
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+
+    monkeypatch.setitem(MODELS._entries, "wide", builder)
+    devices = {
+        size: models.check(ModelSettings(name="wide"), (3, size, size), 10)[1].weight.device.type for size in (64, 65)
+    }
+    assert devices == {64: "cpu", 65: "meta"}
+
+
+def test_a_mistake_that_speaks_of_meta_is_one(monkeypatch):
+    def builder(shape, classes, **options):
+        raise ValueError("meta_dim must be at most 2")
+
+    monkeypatch.setitem(MODELS._entries, "strict", builder)
+    assert "meta_dim must be at most 2" in message("strict", (3, 8, 8), models.check)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from raybench.checkpoint import Checkpoints
 from raybench.data import Source
 from raybench.grid import Trial
 from raybench.job import Job, prepare
@@ -43,6 +44,7 @@ class Heard:
         self.epochs: list[tuple[str, int]] = []
         self.starts: list[str] = []
         self.losses: list[tuple[str, str]] = []
+        self.warnings: list[tuple[str, str]] = []
 
     def started(self, trial: Trial) -> None:
         self.starts.append(trial.id)
@@ -57,6 +59,9 @@ class Heard:
 
     def lost(self, trial: Trial, reason: str) -> None:
         self.losses.append((trial.name, reason))
+
+    def warned(self, trial: Trial, warning: str) -> None:
+        self.warnings.append((trial.name, warning))
 
     def no_room(self, reason: str) -> None:
         raise AssertionError(reason)
@@ -228,6 +233,19 @@ train: {epochs: 1}
             assert (rows[model, seed].status, rows[model, seed].error_class) == ("failed", "crashed"), rows[model, seed]
 
 
+def test_a_checkpoint_that_cannot_be_kept_is_told(cluster, tmp_path) -> None:
+    from raybench import schedule
+
+    text = "name: s\ndataset: {name: digits, train_size: 100, test_size: 50}\nmodel: mlp\ntrain: {epochs: 2}\n"
+    job, (trial,), _ = job_of(tmp_path, text)
+    heard = Heard()
+    gone = Checkpoints(str(tmp_path / "gone"), seconds=0)
+    schedule.run(replace(job, checkpoints=gone), [trial], heard, cluster)
+    assert heard.outcomes[trial.id].row.status == "completed"
+    ((name, warning),) = heard.warnings
+    assert name == trial.name and warning.startswith(f"its checkpoint in {gone.uri} is not kept: FileNotFoundError: ")
+
+
 BREAKS_MODULE = """
 import torch
 from raybench import actor
@@ -255,11 +273,12 @@ def breaks(shape, classes):
 def works(shape, classes):
     return Breaks(mlp(shape, classes), False)
 
-def synchronize(device):
+def refuse(*_):
     if broken:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-torch.cuda.synchronize, ask = synchronize, actor.device_failure
+torch.cuda.synchronize = torch.cuda.empty_cache = refuse
+torch.cuda.is_available, ask = lambda: True, actor.device_failure
 actor.device_failure = lambda device: ask("cuda")
 """
 
@@ -277,7 +296,8 @@ compare: {variant: {first: {}, breaks: {model: breaks}, then: {train.lr: 0.01}, 
 train: {epochs: 1}
 """
     with monkeypatch.context() as patch:  # what the module does to this process
-        patch.setattr(torch.cuda, "synchronize", torch.cuda.synchronize)
+        for name in ("synchronize", "empty_cache", "is_available"):
+            patch.setattr(torch.cuda, name, getattr(torch.cuda, name))
         patch.setattr(actor, "device_failure", actor.device_failure)
         job, trials, imports = job_of(tmp_path, text + "imports: [breaking_models]\n")
     heard = Heard()
@@ -285,6 +305,7 @@ train: {epochs: 1}
     rows = [heard.outcomes[trial.id].row for trial in trials]
     assert [row.status for row in rows] == ["completed", "failed", "completed", "completed"]
     assert (rows[1].error, rows[1].error_class) == ("RuntimeError: CUDA error: device-side assert triggered", "error")
+    assert rows[1].host is not None, "the trial's own row"
     assert heard.starts == [trial.id for trial in trials] and heard.losses == []
 
 

@@ -47,10 +47,10 @@ def up(nodes: int, cpus: int | None, gpus: int, token: bool, port: int, dashboar
     kept = _kept()
     if cpus is None:
         cpus = max(1, (os.cpu_count() or 1) // nodes)
-    with progress().status("starting") as status:
-        state = kept.up(
-            nodes, cpus=cpus, gpus=gpus, port=port, dashboard_port=dashboard_port, token=token, say=status.update
-        )
+    from raybench.live import busy
+
+    with busy(progress(), "starting") as say:
+        state = kept.up(nodes, cpus=cpus, gpus=gpus, port=port, dashboard_port=dashboard_port, token=token, say=say)
     print(f"{_size(state)} at {state.address}, dashboard {state.dashboard}")
     if token:
         print("The dashboard asks for your token once, `ray get-auth-token` prints it.")
@@ -88,7 +88,9 @@ def status() -> int:
 @click.option("--node", type=int, metavar="N", help="End only this one: from 1, the head goes with the cluster.")
 def down(node: int | None) -> None:
     """End the cluster that `up` started, and remove its files; or one of its nodes, while trials run."""
-    with progress().status("ending"):
+    from raybench.live import busy
+
+    with busy(progress(), "ending"):
         state = _kept().down(node)
     if state is None:
         print("none was up")

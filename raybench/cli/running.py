@@ -136,9 +136,10 @@ def run(
         rows, _ = store.read()
         trials = choice.trials(store.ended(failed=True))
     except OSError as error:
-        place, reason = error.filename, error.strerror or error
-        if isinstance(place, str | Path) and not Path(place).absolute().is_relative_to(Path(store.folder).absolute()):
-            raise UserError(f"{place}: {reason}") from None
+        file, reason = error.filename, error.strerror or error
+        stored_in = store.folder.absolute() if isinstance(store.folder, Path) else None  # else in object storage
+        if isinstance(file, str | Path) and not (stored_in and Path(file).absolute().is_relative_to(stored_in)):
+            raise UserError(f"{file}: {reason}") from None
         raise UserError(f"{store.folder}: {reason}: rows stored so far are whole; run again") from None
     except StoreError as error:
         raise UserError(f"{error}: rows stored so far are whole; run again") from None
@@ -283,19 +284,18 @@ def _show_cost(
 ) -> None:
     """Print what the trials that are to run would take."""
     from rich.table import Table as Grid
-    from rich.text import Text
 
     from raybench.connect import connect
-    from raybench.live import duration
+    from raybench.live import busy, duration
     from raybench.measure import Meter, Row, estimate, rounds
     from raybench.schedule import slots_of
     from raybench.trial import device_name
 
     console = progress()
-    with console.status("asking Ray for its CPUs and GPUs"), connect(address) as cluster:
+    with busy(console, "asking Ray for its CPUs and GPUs"), connect(address) as cluster:
         pass
-    with console.status("measuring") as status:
-        meter = Meter(choice.suite.source, data_dir, lambda line: status.update(Text(line)), gpus=cluster.gpus > 0)
+    with busy(console, "measuring") as say:
+        meter = Meter(choice.suite.source, data_dir, say, gpus=cluster.gpus > 0)
         todo = rounds(choice, store.ended())
         rows, wall = estimate(
             todo, meter.cost, lambda needs: slots_of(cluster, needs, max_concurrent), gpus=cluster.gpus > 0

@@ -76,11 +76,12 @@ def looked(
     """Return the options of a Grad-CAM figure of one trial."""
     one = _trial(results, store, trial)
     need_torch()
+    from raybench.live import busy
     from raybench.revisit import Images, look
     from raybench.suite import import_modules
 
     import_modules(results.suite)
-    with progress().status("looking"):
+    with busy(progress(), "looking"):
         looks = look(one, store, Images(data_dir), count=count, which=which, layer=layer)  # type: ignore[arg-type]
     return {
         "images": looks.images,
@@ -150,19 +151,19 @@ def ood(
         raise UserError(f"{'--plot' if plot else '--samples'}: draws images of one dataset: give --dataset once")
     trials = choice.trials(store.ended(failed=True))
     need_torch()
-    from rich.text import Text
 
+    from raybench.live import busy
     from raybench.revisit import Images, detect
     from raybench.store import read_snapshot
     from raybench.suite import import_modules
 
     import_modules(choice.suite)
-    console, images = progress(), Images(data_dir, download=True)
+    images = Images(data_dir, download=True)
     store.open(read_snapshot(store.folder))
     try:
-        with console.status("loading the images") as status:
+        with busy(progress(), "loading the images") as say:
             for of_these in asked:
-                detect(of_these, trials, store, images, lambda line: status.update(Text(line)))
+                detect(of_these, trials, store, images, say)
         rows, damaged = store.read("ood")
     finally:
         store.close()
