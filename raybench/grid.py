@@ -159,7 +159,8 @@ def _settings(suite: Suite, assignments: Assignments, name: str) -> TrialSetting
         settings = TrialSettings.model_validate(assign(assign(suite.base, assignments), suite.overrides))
     except ValidationError as failed:
         place, message = first_complaint(failed, TrialSettings)
-        raise SuiteError(f"{suite.source}: {name}: {'.'.join(str(key) for key in place)}: {message}") from None
+        where = ".".join(str(key) for key in place)  # of no key where several do not go together
+        raise SuiteError(": ".join(filter(None, [suite.source, name, where, message]))) from None
     if settings.model.name == NO_MODEL:
         raise SuiteError(f"{suite.source}: {name}: names no model")
     return settings

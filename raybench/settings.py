@@ -403,7 +403,9 @@ class TrialSettings(Section):
     resources: Resources = Resources()  # type: ignore[call-arg]
 
     @model_validator(mode="after")
-    def _two_images_for_every_worker(self) -> TrialSettings:
+    def _two_images_for_every_worker(self, info: ValidationInfo) -> TrialSettings:
+        if info.context == PARTIAL:
+            return self
         workers, batch = self.resources.workers, self.train.batch_size
         if workers > 1 and batch < 2 * workers:
             raise ValueError(

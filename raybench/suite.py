@@ -40,6 +40,7 @@ from raybench.prune import Prune
 from raybench.registry import DATASETS
 from raybench.search import Confirm, Draw, Range, size
 from raybench.settings import (
+    PARTIAL,
     AugmentationSpec,
     DatasetSettings,
     ModelSettings,
@@ -285,13 +286,14 @@ def build(
         raise complain.at(*first_complaint(failed, SuiteFile)) from None
     if not trusted:
         _import_modules(file.imports, folder, complain)
-    settings = TrialSettings(
-        dataset=file.dataset,
-        model=file.model or ModelSettings(name=NO_MODEL),
-        augmentation=file.augmentation,
-        train=file.train,
-        resources=file.resources,
-    )
+    sections = {
+        "dataset": file.dataset,
+        "model": file.model or ModelSettings(name=NO_MODEL),
+        "augmentation": file.augmentation,
+        "train": file.train,
+        "resources": file.resources,
+    }
+    settings = TrialSettings.model_validate(sections, context=PARTIAL)  # whether they go together is asked of points
     check_names(settings, complain)
     if file.ood and not trusted:
         try:

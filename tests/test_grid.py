@@ -334,6 +334,35 @@ def test_axes_may_fit_only_together() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            "resources: {workers: 2, gpus: 0.5}",
+            "s.yaml: resources.gpus 0.5 is not right with 2 workers: each needs a GPU of its own, so 1, or 0 to train"
+            " on CPUs",
+        ),
+        (
+            "resources: {workers: 4}\ntrain: {batch_size: 4}",
+            "s.yaml: batch_size 4 is for all 4 workers together: each needs two images or more, so at least 8",
+        ),
+        (
+            "resources: {workers: 4}\ncompare: {train.cuda_graph: [false, true]}",
+            "s.yaml: train.cuda_graph=True: train.cuda_graph is for one process, not for 4 workers",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(settings: str, message: str) -> None:
+    with pytest.raises(SuiteError) as error:
+        plan(f"{HEAD}{settings}\n")
+    assert str(error.value) == message
+
+
+def test_an_axis_may_make_settings_go_together() -> None:
+    (trial,) = plan(f"{HEAD}resources: {{workers: 4}}\ntrain: {{batch_size: 4}}\ncompare: {{train.batch_size: [8]}}\n")
+    assert trial.typed().train.batch_size == 8
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Size
 
