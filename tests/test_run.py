@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
+import pty
 import random
 import shutil
 import subprocess
@@ -316,22 +318,33 @@ def test_a_smoke_run_searches_and_confirms(tmp_path: Path, ray_free: Any) -> Non
 
 
 @pytest.mark.ray
-@pytest.mark.skipif((os.cpu_count() or 1) > PRELOADED_CPUS, reason="no process is started before it is needed")
-def test_a_trial_gets_a_process_that_was_started_with_ray(tmp_path: Path) -> None:
-    """And it holds PyTorch by then: what `clocked` notes of it began before Ray was up."""
+def test_a_run_in_a_terminal(tmp_path: Path) -> None:
+    """Its table goes to stdout, wherever that leads, and its trial gets a process that was started with Ray."""
     (tmp_path / "s.yaml").write_text(
         f"name: s\nimports: [clocked]\ndataset: {{name: digits, train_size: 200, test_size: 100}}\n"
         f'model: {{name: clocked, file: "{tmp_path}/times.json"}}\nrepeat: {{seed: 1}}\ntrain: {{epochs: 1}}\n'
     )
     # Its file, not the module: importing it here would register its model for the tests of all other files.
     shutil.copy(Path(__file__).parents[1] / "benchmarks" / "clocked.py", tmp_path)
-    command = [sys.executable, "-m", "raybench.cli", "run", "s.yaml", "--results", "r"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
-        assert run.stderr
-        said = [(line, time.time()) for line in run.stderr]
-    assert run.returncode == 0, said
-    (up,) = [at for line, at in said if line.startswith("Ray: 1 node")]
-    assert json.loads((tmp_path / "times.json").read_text())["process"] < up
+    command = [sys.executable, "-m", "raybench.cli", "run", "s.yaml", "--results", "r", "--format", "csv"]
+    ours, terminal = pty.openpty()
+    env, shown, up = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}, b"", math.nan
+    with open(tmp_path / "table.csv", "w") as table:
+        run = subprocess.Popen(command, cwd=tmp_path, stdout=table, stderr=terminal, env=env)
+    os.close(terminal)
+    with contextlib.suppress(OSError):  # the terminal is gone once the run is
+        while read := os.read(ours, 65536):
+            shown += read
+            if math.isnan(up) and b"Ray: 1 node" in shown:
+                up = time.time()
+    os.close(ours)
+    assert run.wait() == 0, shown.decode()
+    head, row = (tmp_path / "table.csv").read_text().splitlines()
+    assert "mean" in head.split(",") and len(row.split(",")) == len(head.split(","))
+    assert b"running 1 of " in shown and head.encode() not in shown
+    if (os.cpu_count() or 1) <= PRELOADED_CPUS:
+        # It holds PyTorch by then: what `clocked` notes of it began before Ray was up.
+        assert json.loads((tmp_path / "times.json").read_text())["process"] < up
 
 
 @pytest.mark.ray
