@@ -20,7 +20,7 @@ from raybench.errors import DataError, UserError, WeightsError
 from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome, TrialRow, computed
 from raybench.suite import Suite
-from raybench.train import Diverged
+from raybench.train import Diverged, Training
 from raybench.trial import error_class, failed, fit_augmentation, run_trial
 
 MakeTrial = Callable[..., Trial]
@@ -123,6 +123,22 @@ def test_an_error_before_the_first_epoch(make_trial: MakeTrial, source: Source) 
         " [128, 64], not [0]"
     )
     assert (outcome.row.status, outcome.row.epochs, outcome.epochs) == ("failed", 0, ())
+
+
+def test_a_trial_that_broke_the_gpu_has_its_row(
+    make_trial: MakeTrial, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every further call fails then, that which gives memory back too."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)
+    monkeypatch.setattr(Training, "finish", broken)
+    row = run(make_trial(), source).row
+    assert (row.status, row.error) == ("failed", "RuntimeError: CUDA error: device-side assert triggered")
+    assert row.parameters and row.host
 
 
 def test_a_long_traceback_keeps_its_end() -> None:
