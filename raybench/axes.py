@@ -148,7 +148,7 @@ def _axis_path(name: str, role: Role, labelled: bool, complain: Complaints) -> s
         raise complain.at(loc, f"unknown axis{did_you_mean(name, PATHS)} ({form})")
     if not re.match(NAME, name):
         raise complain.at(loc, "the name of an axis is made of letters, digits, '_' and '-'")
-    if name in TAKEN:
+    if complain.names and name in TAKEN:  # what ran before the name was taken can still be read
         raise complain.at(loc, "is the name of a result column: give the axis another name, such as `variant`")
     return ""
 

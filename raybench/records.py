@@ -27,13 +27,16 @@ OWN_COLUMN = ("dataset", "model", "augmentation", "seed", "lr")
 _SPREAD = ("n", "mean", "std", "min", "max", "epochs")
 _TESTED = ("letters", "interval_low", "interval_high", "p_value", "p_holm", "verdict")
 _SIDES = (f"{side}_{name}" for side in ("first", "second") for name in ("n", "planned", "mean"))
+_OF_CLASSES = ("class", "precision", "recall", "f1", "f1_std", "support")
+_OUTSIDE = ("outside", "score", "layer", "kind", "threshold", "accuracy", "accuracy_std", "peek_accuracy")
 STATISTICS = frozenset(
     {
         *(*_SPREAD, "planned", "difference", *(f"published_{name}" for name in _SPREAD), *_TESTED, *_SIDES),
         *("sigma", "best_val", "optimism", "softmax", "vote", "gain"),
+        *(*_OF_CLASSES, *_OUTSIDE, "auroc", "fpr95", "in_mean"),
     }
 )
-"""Columns of tables that are no columns of results; like those, no axis may be called so."""
+"""Columns beside those of axes in any table, but for those of results; like those, no axis may be called so."""
 
 Stage = Literal["grid", "search", "confirm", "former"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from raybench.axes import Label
+from raybench.errors import UserError
 
 WIDEST = 10_000
 """Characters; more than any table takes."""
@@ -50,7 +52,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table and all that must be said beside it."""
+    """A table and all that must be said beside it.
+
+    Raises:
+        UserError: if two columns have one name, as those of values can that are called ``a/b`` and ``c``, ``a`` and
+            ``b/c``.
+    """
 
     suite: str
     title: str
@@ -65,6 +72,13 @@ class Table:
     """What is missing from the numbers, and why."""
     part: str = ""
     """Which of a suite's tables this is, where there are several."""
+
+    def __post_init__(self) -> None:
+        for name, times in Counter(column.name for column in self.columns).items():
+            if times > 1:
+                raise UserError(
+                    f"{self.title}: two columns would be called {name!r}: give the axis or its values other names"
+                )
 
 
 def show(table: Table, console: Console) -> None:

@@ -29,7 +29,7 @@ class Complaints:
         self.said_by: dict[str, str] = {}
         """Dotted paths that came from ``--set`` and not from the file -> the text given there."""
         self.names = True
-        """Whether a registered name that is not known is worth a complaint."""
+        """Whether a registered name that is not known is worth a complaint, or that of an axis that tables need."""
 
     def at(self, path: Iterable[str | int], message: str) -> SuiteError:
         """Return the error for the key at ``path``, at the place of the nearest key that the document has."""

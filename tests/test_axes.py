@@ -126,10 +126,20 @@ def test_a_mistake_in_an_axis(keys: dict[str, str | None], message: str) -> None
     [
         *("status", "trial_id", "epochs", "test_accuracy", "settings", "suite"),
         *("n", "mean", "std", "min", "max", "planned", "difference", "published_mean"),
+        *("class", "precision", "recall", "f1", "f1_std", "support"),
+        *("outside", "score", "layer", "kind", "threshold", "accuracy", "accuracy_std", "peek_accuracy", "auroc"),
+        *("fpr95", "in_mean"),
     ],
 )
 def test_an_axis_is_never_called_as_a_column(name: str) -> None:
     assert complaint(search=f"{{{name}: {{a: {{}}, b: {{lr: 1}}}}}}") == f"s.yaml:5:10: search.{name}: {COLUMN}"
+
+
+@pytest.mark.parametrize("name", ["train.precision", "cell", "value", "first", "cells"])
+def test_an_axis_may_be_called_as_no_column_is(name: str) -> None:
+    """``train.precision`` is another name than ``precision``, and nothing shows ``cells`` beside axes."""
+    values = "[float32, tf32]" if "." in name else "{a: {}, b: {lr: 1}}"
+    assert suite(compare=f"{{model: [mlp], {name}: {values}}}").names("compare") == ["model", name]
 
 
 @pytest.mark.parametrize("name", ["''", "'a b'", "a/b", "_a", "a=b"])

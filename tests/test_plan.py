@@ -91,6 +91,13 @@ def test_a_search_can_be_cut() -> None:
     assert again.trials({}) == chosen.trials({}) and again.planned() == 5
 
 
+def test_what_ran_is_read_though_a_column_took_the_name_of_its_axis() -> None:
+    document = {"name": "s", "dataset": {"name": "digits"}, "model": "mlp"}
+    document |= {"compare": {"precision": {"low": {}, "high": {"lr": 0.1}}}}
+    kept = {"source": "s.yaml", "document": document, "sets": [], "only": {}, "limit": None}
+    assert [trial.name for trial in restore(kept, "suite.json").trials({})] == ["low/s0", "high/s0"]
+
+
 def test_drawn_values_are_not_chosen() -> None:
     with pytest.raises(SuiteError, match=r"^--only lr=1: the values of lr are drawn, not chosen$"):
         plan(SEARCH.replace("[1, 0.1, 0.01]", "{range: [0.01, 1]}") + "draw: {points: 3}", only={"lr": ["1"]})

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ import pytest
 from made import objects
 from rich.console import Console
 
+from raybench.errors import UserError
 from raybench.table import FORMATS, Column, Table, render, show
 
 HEADER = (
@@ -52,6 +54,15 @@ def small() -> Table:
             "1 trial not run yet",
         ),
     )
+
+
+def test_two_columns_of_one_name_are_refused(small: Table) -> None:
+    columns = (dataclasses.replace(small.columns[0], name="mean"), *small.columns[1:])
+    message = (
+        "small_test: 50 % of two models: two columns would be called 'mean': give the axis or its values other names"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        dataclasses.replace(small, columns=columns)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
