@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -152,22 +153,48 @@ def _reach(samples: Sequence[Sample], pairs: int, question: Question) -> list[st
 
 def _pairs(cells: Cells, names: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], list[str]]:
     """Return the numbers of the cells to be compared, and a line if there are too many."""
-    known = {name_of(labels): number for number, labels in enumerate(cells.labels)}
-    for name in itertools.chain(*names):
-        if name not in known:
-            raise UserError(f"--pairs {name}: is no cell{did_you_mean(name, [*known][:50])}")
-    chosen: dict[frozenset[str], tuple[int, int]] = {}
+    chosen: dict[frozenset[int], tuple[int, int]] = {}
     for first, second in names:
-        if first == second:
+        pair = _find(cells, first), _find(cells, second)
+        if pair[0] == pair[1]:
             raise UserError(f"--pairs {first} {second}: is one cell: name two")
-        chosen.setdefault(frozenset((first, second)), (known[first], known[second]))
+        chosen.setdefault(frozenset(pair), pair)
     if names:
         return [*chosen.values()], []
-    count = math.comb(len(known), 2)
+    number = len(cells.labels)
+    count = math.comb(number, 2)
     if count > MOST_PAIRS:
-        many = f"{len(known):,} cells have {count:,} pairs, more than {MOST_PAIRS:,}"
+        many = f"{number:,} cells have {count:,} pairs, more than {MOST_PAIRS:,}"
         return [], [f"not compared: {many}: name some with --pairs A B"]
-    return list(itertools.combinations(range(len(known)), 2)), []
+    return list(itertools.combinations(range(number), 2)), []
+
+
+def _find(cells: Cells, name: str) -> int:
+    """Return the number of the cell that is called ``name``, with its axes or without."""
+    short, full = [name_of(labels) for labels in cells.labels], _in_full(cells)
+    found = [number for number, names in enumerate(zip(short, full, strict=True)) if name in names]
+    if not found:
+        raise UserError(f"--pairs {name}: is no cell{did_you_mean(name, short[:50])}")
+    if len(found) > 1:
+        raise UserError(
+            f"--pairs {name}: is the name of {len(found)} cells: name one with its axes, such as {full[found[0]]}"
+        )
+    return found[0]
+
+
+def _in_full(cells: Cells) -> list[str]:
+    """Return the names of the cells with their axes: ``model=mlp,augmentation=none``."""
+    return [
+        ",".join(f"{axis}={name_of([label])}" for axis, label in zip(cells.axes, labels, strict=True))
+        for labels in cells.labels
+    ]
+
+
+def _names(cells: Cells) -> list[str]:
+    """Return what each cell is called: ``mlp/none``, and with its axes where others are called so too."""
+    short = [name_of(labels) for labels in cells.labels]
+    times = Counter(short)
+    return [one if times[one] == 1 else full for one, full in zip(short, _in_full(cells), strict=True)]
 
 
 def _letters(
@@ -207,9 +234,10 @@ def _pairs_table(
     notes: Iterable[str],
 ) -> Table:
     number, interval = f"+{question.number}", f"{question.percent} interval"
+    names = _names(cells)
     rows = tuple(
         (
-            *(name_of(cells.labels[cell]) for cell in (a, b)),
+            *(names[cell] for cell in (a, b)),
             *(len(samples[cell].seeds) for cell in (a, b)),
             *map(number_or_none, (one.difference, one.low, one.high, one.p, p)),
             verdict,

@@ -299,16 +299,16 @@ def _pivot(
     keys: Sequence[str],
 ) -> Grid:
     """Return a row per values of ``axes``, with a group of columns per values of the view's ``columns``."""
-    cells: dict[tuple[Label | None, ...], dict[str, Mapping[str, Any]]] = {}
-    names: dict[str, None] = {}
+    cells: dict[tuple[Label | None, ...], dict[tuple[Label | None, ...], Mapping[str, Any]]] = {}
+    across: dict[tuple[Label | None, ...], str] = {}
     for group, number in zip(groups, numbers, strict=True):
-        name = "/".join(str(group.labels[axis]) for axis in view.columns)
-        names[name] = None
-        cells.setdefault(tuple(group.labels[axis] for axis in axes), {})[name] = number
+        values = tuple(group.labels[axis] for axis in view.columns)
+        across[values] = "/".join(map(str, values))
+        cells.setdefault(tuple(group.labels[axis] for axis in axes), {})[values] = number
     each, of_axes = _each_value(view, keys), "/".join(view.columns)
     each += [Column(axis, axis, align="left") for axis in _winners(suite, view)]
     columns = [Column(axis, axis, align="left") for axis in axes]
-    for name in names:
+    for name in across.values():
         for column in each:
             alone = len(each) == len(MEASURED) - 1  # then its title can be the value
             columns.append(
@@ -323,7 +323,7 @@ def _pivot(
                 )
             )
     rows = tuple(
-        (*labels, *(found.get(name, {}).get(column.name) for name in names for column in each))
+        (*labels, *(found.get(values, {}).get(column.name) for values in across for column in each))
         for labels, found in cells.items()
     )
     return tuple(columns), rows

@@ -253,6 +253,47 @@ def test_a_cell_is_not_compared_with_itself(make: Make) -> None:
         make(pairs=[("mlp/none", "mlp/none")])
 
 
+SLASHES = """
+name: s
+dataset: {name: digits}
+model: mlp
+compare: {v: {x/y: {}, x: {lr: 0.1}}, w: {z: {}, y/z: {train.batch_size: 8}}}
+repeat: {seed: 3}
+"""
+"""Two of the four cells are called x/y/z."""
+
+
+def of_slashes(trial: Trial) -> float:
+    return 0.2 * len(trial.cell[0]) + 0.02 * len(trial.cell[1]) + trial.seed / 100  # type: ignore[arg-type]
+
+
+def test_cells_that_are_called_the_same_are_all_compared(make: Make) -> None:
+    made = make(of_slashes, SLASHES)
+    assert [(row["first"], row["second"]) for row in objects(made["pairs"])] == [
+        ("v=x/y,w=z", "x/y/y/z"),
+        ("v=x/y,w=z", "x/z"),
+        ("v=x/y,w=z", "v=x,w=y/z"),
+        ("x/y/y/z", "x/z"),
+        ("x/y/y/z", "v=x,w=y/z"),
+        ("x/z", "v=x,w=y/z"),
+    ]
+    assert "Holm over 6 comparisons" in made["pairs"].header[0]
+    assert column(made["cells"], "letters") == ["b", "a", "d", "c"]
+    some = make(of_slashes, SLASHES, folder="some", pairs=[("v=x/y,w=z", "v=x,w=y/z")])["pairs"]
+    assert [row[:2] for row in some.rows] == [("v=x/y,w=z", "v=x,w=y/z")]
+
+
+def test_a_pair_that_may_be_another(make: Make) -> None:
+    with pytest.raises(UserError) as error:
+        make(of_slashes, SLASHES, pairs=[("x/y/z", "x/z")])
+    assert str(error.value) == "--pairs x/y/z: is the name of 2 cells: name one with its axes, such as v=x/y,w=z"
+
+
+def test_a_cell_with_its_axes_is_the_one_without(make: Make) -> None:
+    with pytest.raises(UserError, match=r"^--pairs mlp/none model=mlp,augmentation=none: is one cell: name two$"):
+        make(pairs=[("mlp/none", "model=mlp,augmentation=none")])
+
+
 def test_a_paired_test_uses_the_seeds_that_both_have(make: Make) -> None:
     def of(trial: Trial) -> float | None:
         return (

@@ -395,6 +395,27 @@ def test_a_pivot_has_a_group_of_columns_per_value(grid: Any) -> None:
     ]  # fmt: skip
 
 
+SLASHES = """
+name: s
+dataset: {name: digits}
+model: mlp
+compare: {v: {x/y: {}, x: {lr: 0.1}}, w: {z: {}, y/z: {train.batch_size: 8}}}
+repeat: {seed: 1}
+"""
+"""Two of the four cells are called x/y/z."""
+
+
+def test_values_that_are_called_the_same_are_not_one_column(tmp_path: Path) -> None:
+    suite, trials = load(tmp_path, SLASHES)
+    rows = frame([finished(trial, 0.5) for trial in trials])
+    assert [row["n"] for row in objects(summarize(rows, suite, trials))] == [1] * 4
+    with pytest.raises(UserError) as error:
+        summarize(rows, suite, trials, View(rows=("seed",), columns=("v", "w")))
+    assert str(error.value) == (
+        "s, mean ± std (n): two columns would be called 'x/y/z_n': give the axis or its values other names"
+    )
+
+
 def test_a_pivot_of_a_metric_that_nobody_published(grid: Any) -> None:
     table = view(grid, columns=("model",), metric="loss")
     assert [column.title for column in table.columns if column.spread] == ["mlp", "small_cnn"]
