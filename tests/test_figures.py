@@ -190,13 +190,13 @@ def test_values_are_those_of_finished_trials_cell_by_cell(load_suite: Load) -> N
     assert len(frame) == len(trials) - 3  # failed, pruned, not run
     assert set(frame["trial_id"]) == {trial.id for trial in trials[2:-1]}
     number = {trial.id: n for n, trial in enumerate(trials)}
-    assert [value * 64 for value in frame["value"]] == [number[id_] for id_ in frame["trial_id"]]
+    assert [value * 64 for value in frame[data.VALUE]] == [number[id_] for id_ in frame["trial_id"]]
     first = frame.iloc[0]
     assert (first["model"], first["lr"], first["train.batch_size"], first["seed"]) == ("mlp", 0.01, 16, 1)
 
 
 def test_a_pivot_by_hand() -> None:
-    frame = pd.DataFrame({"a": [1, 1, 1, 2], "b": ["x", "x", "y", "x"], "value": [0.25, 0.75, 0.5, 1.0]})
+    frame = pd.DataFrame({"a": [1, 1, 1, 2], "b": ["x", "x", "y", "x"], data.VALUE: [0.25, 0.75, 0.5, 1.0]})
     means, counts = grids.pivot(frame, "a", "b")
     assert means.loc[1].to_dict() == {"x": 0.5, "y": 0.5}
     assert means.loc[2, "x"] == 1.0
@@ -207,7 +207,7 @@ def test_a_pivot_by_hand() -> None:
 def test_the_ranking_has_scipys_intervals() -> None:
     numbers = {0: [0.5, 0.6, 0.7], 1: [0.9], 2: [0.8, 0.82]}
     frame = pd.DataFrame([(cell, value) for cell, values in numbers.items() for value in values])
-    frame.columns = ["cell", "value"]
+    frame.columns = [data.CELL, data.VALUE]
     table = grids.ranked(frame)
     assert table["cell"].tolist() == [1, 2, 0]
     assert table["n"].tolist() == [1, 2, 3]
@@ -345,6 +345,32 @@ def test_what_cannot_be_drawn_is_said_in_a_line(
         draw(kind, results, **options)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_axes_may_have_the_names_of_columns(load_suite: Load) -> None:
+    axes = "{cell: {a: {}, b: {train.epochs: 5}}, value: {c: {}, d: {train.batch_size: 8}}, lr: [1e-2, 1e-3]}"
+    results = made(*load_suite(SUITE.partition("compare")[0] + f"model: mlp\ncompare: {axes}\nrepeat: {{seed: 2}}\n"))
+    for kind in ("box", "heatmap", "grid", "ranking", "lr", "curves"):
+        assert overlaps(draw(kind, results)) == [], kind
+
+
+@pytest.mark.parametrize(
+    ("axis", "name"),
+    [("lr: [1e-2, 1e-3]", "lr"), ("train.lr: [1e-2, 1e-3]", "train.lr"), ("lr: {fast: 1e-2, slow: 1e-3}", "lr")],
+)
+def test_the_axis_of_learning_rates_however_it_is_written(load_suite: Load, axis: str, name: str) -> None:
+    results = made(*load_suite(SUITE.replace("lr: [1e-2, 1e-3]", axis)))
+    assert [available(kind, results) for kind in ("lr", "curves_by_lr")] == [None, None]
+    figure = draw("lr", results)
+    (panel,) = figure.axes
+    points = [rate for line in panel.lines if line.get_alpha() == 0.35 for rate in line.get_xdata()]
+    assert len(points) == 2 * 2 * 2 * 3 and {0.001, 0.01} == {float(f"{rate:.1g}") for rate in points}
+    said = [text for text, _ in texts(figure)]
+    assert {"mlp / batch_size 16", "learning rate at the first step (log scale)"} <= {*said}
+    curves = [text for text, _ in texts(draw("curves_by_lr", results))]
+    assert f"made: validation curves by {name}" in curves
+    labels = ("fast", "slow") if "fast" in axis else ("0.001", "0.01")
+    assert {f"{name} {label}" for label in labels} <= {*curves}
 
 
 def test_what_is_missing_for_a_kind(load_suite: Load) -> None:

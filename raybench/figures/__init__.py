@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from raybench.errors import UserError
-from raybench.figures.results import METRICS, Results, axes, check_metric, collect, finished, listed_axes, values
+from raybench.figures.results import METRICS, Results, check_metric, collect, finished, listed_axes, lr_axis, values
 from raybench.figures.style import save, styled, svg
 from raybench.registry import PLOTS
 
@@ -80,7 +80,7 @@ def _epochs(results: Results) -> str | None:
 
 
 def _lr(results: Results) -> str | None:
-    return None if "lr" in axes(results) else "needs an axis lr with several values"
+    return None if lr_axis(results) else "needs an axis lr with several values"
 
 
 def _predictions(results: Results) -> str | None:

@@ -19,6 +19,7 @@ from raybench.axes import Label
 from raybench.errors import UserError, did_you_mean
 from raybench.figures.results import (
     METRICS,
+    VALUE,
     Cell,
     Results,
     axes,
@@ -28,6 +29,7 @@ from raybench.figures.results import (
     check_metric,
     doubts,
     finished,
+    lr_axis,
     name_of,
     points,
     titled,
@@ -112,7 +114,7 @@ def curves(results: Results, *, metric: str = "both", axis: str = "", band: str 
 
 def curves_by_lr(results: Results, *, metric: str = "both", band: str = "range") -> Figure:
     """Loss and accuracy of the validation images over the epochs, a line per learning rate, a panel per cell."""
-    return curves(results, metric=metric, axis="lr", band=band)
+    return curves(results, metric=metric, axis=lr_axis(results), band=band)
 
 
 def lr(results: Results, *, metric: str = "test_accuracy") -> Figure:
@@ -122,9 +124,12 @@ def lr(results: Results, *, metric: str = "test_accuracy") -> Figure:
         metric: what is drawn instead, such as ``val_accuracy`` or ``epochs``.
     """
     metric = check_metric(metric)
+    axis = lr_axis(results)
     frame = values(results, metric, every_point=True)
+    rates = {trial.id: trial.settings["train"]["lr"] for trial in results.trials}  # labels may be words
+    frame[axis] = frame["trial_id"].map(rates)
     drawn = results.suite.draw is not None
-    others = [name for name in axes(results) if name != "lr" and not (drawn and name in results.suite.names("search"))]
+    others = [name for name in axes(results) if name != axis and not (drawn and name in results.suite.names("search"))]
     figure, (panel,) = sheet(1, columns=1, width=COLUMN if len(others) < 2 else PAGE * 0.75, height=2.6)
     handles: list[Artist] = []
     groups = list(frame.groupby(others, sort=False)) if others else [((), frame)]
@@ -134,15 +139,15 @@ def lr(results: Results, *, metric: str = "test_accuracy") -> Figure:
         if drawn:
             style["linestyle"] = ""
         aside = 1.0 if drawn else APART ** (index - (len(groups) - 1) / 2)
-        panel.plot(group["lr"] * aside, group["value"], **{**style, "linestyle": "", "alpha": 0.7 if drawn else 0.35})
+        panel.plot(group[axis] * aside, group[VALUE], **{**style, "linestyle": "", "alpha": 0.7 if drawn else 0.35})
         if not drawn:
-            of = group.groupby("lr")["value"].agg(["mean", "std"]).sort_index()
+            of = group.groupby(axis)[VALUE].agg(["mean", "std"]).sort_index()
             panel.errorbar(of.index * aside, of["mean"], yerr=of["std"].fillna(0), capsize=2, elinewidth=0.8, **style)
         handles.append(Line2D([], [], **style))
     panel.set_xscale("log")
     panel.set_xlabel("learning rate at the first step (log scale)")
     panel.set_ylabel(titled(metric))
-    counts = frame.groupby([*others, "lr"] if not drawn else "trial_id").size()
+    counts = frame.groupby([*others, axis] if not drawn else "trial_id").size()
     said = ["each point is a trial" if drawn else f"pale: trials; lines: means, bars: ± std (ddof=1), {_n(counts)}"]
     if len(groups) > 1 and not drawn:
         said[0] += "; points of one learning rate stand a little aside of each other"

@@ -16,7 +16,9 @@ from matplotlib.lines import Line2D
 from raybench.axes import Label
 from raybench.errors import UserError
 from raybench.figures.results import (
+    CELL,
     METRICS,
+    VALUE,
     Results,
     axes,
     cells,
@@ -46,8 +48,8 @@ def labels_of(results: Results, axis: str) -> list[Label]:
 
 
 def pivot(frame: pd.DataFrame, rows: str, columns: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the mean of ``value`` for each pair of labels of two axes, and how many trials it is of."""
-    of = frame.groupby([rows, columns], sort=False)["value"]
+    """Return the mean of `VALUE` for each pair of labels of two axes, and how many trials it is of."""
+    of = frame.groupby([rows, columns], sort=False)[VALUE]
     return of.mean().unstack(columns), of.size().unstack(columns).fillna(0).astype(int)
 
 
@@ -57,9 +59,9 @@ def ranked(frame: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     The ends are Student's t interval for the mean (`raybench.stats.mean_interval`), NaN for one trial.
     """
     found = []
-    for number, group in frame.groupby("cell"):
-        low, high = mean_interval(list(group["value"]), confidence)
-        found.append((number, len(group), group["value"].mean(), low, high))
+    for number, group in frame.groupby(CELL):
+        low, high = mean_interval(list(group[VALUE]), confidence)
+        found.append((number, len(group), group[VALUE].mean(), low, high))
     table = pd.DataFrame(found, columns=["cell", "n", "mean", "low", "high"])
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
@@ -83,7 +85,7 @@ def box(results: Results, *, axis: str = "", metric: str = "test_accuracy") -> F
     figure = Figure(figsize=(PAGE * 0.7, sum(heights) + 0.3), layout="constrained")
     grid = figure.subplots(len(names), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for panel, (name, labels) in zip(grid, every.items(), strict=True):
-        groups = [frame["value"][frame[name] == label].to_numpy() for label in labels]
+        groups = [frame[VALUE][frame[name] == label].to_numpy() for label in labels]
         _boxes(panel, groups)
         panel.set_yticks(
             range(len(labels)),
@@ -198,7 +200,7 @@ def _maps(results: Results, asked: dict[str, str], metric: str) -> Figure:
 
 
 def _span(frame: pd.DataFrame, names: Sequence[str]) -> tuple[float, float]:
-    means = frame.groupby(list(names))["value"].mean()
+    means = frame.groupby(list(names))[VALUE].mean()
     low, high = float(means.min()), float(means.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
@@ -250,11 +252,11 @@ def ranking(results: Results, *, metric: str = "test_accuracy") -> Figure:
     figure, (panel,) = sheet(1, columns=1, width=PAGE * 0.8, height=0.75 + line * len(table))
     at = np.arange(len(table))
     for y, number in zip(at, table["cell"], strict=True):
-        group = frame["value"][frame["cell"] == number]
+        group = frame[VALUE][frame[CELL] == number]
         panel.plot(group, np.full(len(group), y + 0.27), "o", color="0.45", markersize=2.5, markeredgewidth=0)
     errors = np.vstack([table["mean"] - table["low"], table["high"] - table["mean"]])
     panel.errorbar(table["mean"], at, xerr=np.nan_to_num(errors), fmt="D", color=COLORS[0], capsize=2.5, markersize=4)
-    low, high = float(frame["value"].min()), float(frame["value"].max())
+    low, high = float(frame[VALUE].min()), float(frame[VALUE].max())
     margin = 0.6 * (high - low or 0.1)
     cut = bool((table["low"] < low - margin).any() or (table["high"] > high + margin).any())
     if cut:

@@ -14,6 +14,7 @@ import pandas as pd
 from raybench import grid, metrics, ood
 from raybench.axes import Label, find_label
 from raybench.cells import best_of, cells_of, warnings_of
+from raybench.dotted import SHORT, full_path
 from raybench.errors import UserError, did_you_mean
 from raybench.grid import Trial
 from raybench.plan import Choice
@@ -25,6 +26,8 @@ PREDICTED = ("trial_id", "index", "label", "prediction")
 """Columns of `Results.predictions`."""
 METRICS = {of.column: (of.title, of.unit) for of in map(metrics.METRICS.__getitem__, metrics.STORED)}
 """Columns of `raybench.records.TrialRow` that can be drawn: their names for people, and their units."""
+CELL, VALUE = "(cell)", "(value)"
+"""Columns of `values` beside those of the axes, none of which can be called so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +178,11 @@ def listed_axes(results: Results) -> list[str]:
     return [name for name in axes(results) if results.suite.axis(name).range is None]
 
 
+def lr_axis(results: Results) -> str:
+    """Return the one of `axes` that sets the learning rate, ``lr`` or ``train.lr``; nothing where none does."""
+    return next((name for name in axes(results) if full_path(name) == SHORT["lr"]), "")
+
+
 def check_axis(results: Results, name: str, option: str) -> str:
     """Return ``name`` if it is an axis of the plan."""
     known = results.suite.names("compare", "search", "repeat")
@@ -212,9 +220,9 @@ def written(label: Label | None) -> str:
 
 
 def values(results: Results, metric: str = "test_accuracy", *, every_point: bool = False) -> pd.DataFrame:
-    """Return a row per finished trial: the number of its cell in `cells` (or in `points`), its labels, and ``value``.
+    """Return a row per finished trial: the number of its cell in `cells` (or in `points`), its labels, and its value.
 
-    Columns: ``cell``, the axes of compare and search, ``seed``, ``trial_id``, ``value`` (in the unit of the metric).
+    Columns: `CELL`, the axes of compare and search, ``seed``, ``trial_id``, `VALUE` (in the unit of the metric).
     """
     metric = check_metric(metric)
     done = results.rows[results.rows["status"].isin(FINISHED)]
@@ -225,10 +233,10 @@ def values(results: Results, metric: str = "test_accuracy", *, every_point: bool
         for trial in cell.trials:
             if trial.id in stored:
                 labels = {name: trial.labels[name] for name in names}
-                row = {"cell": number, **labels, "seed": trial.seed, "trial_id": trial.id}
-                table.append({**row, "value": stored[trial.id]})
-    frame = pd.DataFrame(table, columns=["cell", *names, "seed", "trial_id", "value"])
-    return frame.dropna(subset="value")
+                row = {CELL: number, **labels, "seed": trial.seed, "trial_id": trial.id}
+                table.append({**row, VALUE: stored[trial.id]})
+    frame = pd.DataFrame(table, columns=[CELL, *names, "seed", "trial_id", VALUE])
+    return frame.dropna(subset=VALUE)
 
 
 def doubts(results: Results, metric: str | None = "test_accuracy") -> list[str]:
@@ -272,7 +280,7 @@ def best(results: Results, among: Sequence[Cell], most: int = 12) -> tuple[list[
     """Return at most ``most`` cells, in their order, and a line that says which, where some are left out."""
     if len(among) <= most:
         return list(among), []
-    means = values(results).groupby("cell")["value"].mean()
+    means = values(results).groupby(CELL)[VALUE].mean()
     by_trial = {cell.trials[0].id: means.get(number) for number, cell in enumerate(cells(results)) if cell.trials}
     ranked = sorted(among, key=lambda cell: -(by_trial[cell.trials[0].id] or 0))
     kept = {cell.trials[0].id for cell in ranked[:most]}
