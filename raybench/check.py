@@ -396,7 +396,9 @@ def sameness(accuracies: Sequence[Number], test_size: int | None = None) -> str 
 # Class reports
 
 METRICS = ("precision", "recall", "f1")
-AVERAGES = ("macro avg", "weighted avg")
+AVERAGES = ("micro avg", "macro avg", "weighted avg", "samples avg")
+OTHERS = 10**9
+"""Images of other classes, at most, where a report is of some of the classes: it does not say how many there were."""
 Ranges = dict[str, tuple[float, float]]
 """Of a class: what each metric can be, and how many images can be ``called`` so."""
 
@@ -404,13 +406,15 @@ Ranges = dict[str, tuple[float, float]]
 def read_class_report(text: str, source: str) -> list[dict[str, Any]]:
     """Return the rows of a class report as `check_class_report` takes them, from what scikit-learn prints.
 
+    Where not one image is right, it prints the support as 36.0.
+
     Raises:
         UserError: with ``source``, for a line that is no row of one.
     """
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
-        if row := re.fullmatch(r"\s*(\S.*?)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\d+)\s*", line):
+        if row := re.fullmatch(r"\s*(\S.*?)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\d+(?:\.0+)?)\s*", line):
             rows.append(dict(zip(("class", *METRICS, "support"), row.groups(), strict=True)))
         elif len(words) == 3 and words[0] == "accuracy":
             rows.append({"class": "accuracy", "f1": words[1], "support": words[2]})
@@ -426,12 +430,14 @@ def check_class_report(rows: Sequence[Row]) -> list[Finding]:
 
     Each class must have whole numbers of right answers and of predictions that give its three numbers, f1 being
     2 * precision * recall / (precision + recall). Together these must make the accuracy and the averages, and as many
-    predictions as there are images.
+    predictions as there are images. scikit-learn has ``micro avg`` in place of the accuracy where it was asked for some
+    of the classes, or where images have several: then other images can be taken for these too, and predictions are any
+    number. Nothing but an image's own answers says what ``samples avg`` can be.
 
     Args:
         rows: a row per class: ``class``, ``precision``, ``recall``, ``f1`` (numbers or printed texts, None where not
             legible) and ``support``; then, where given, the rows whose ``class`` is ``accuracy`` (its number stands
-            under ``f1``, as it is printed), ``macro avg`` and ``weighted avg``.
+            under ``f1``, as it is printed) and `AVERAGES`.
     """
     places = decimals_of(rows, METRICS)
     report = {str(row["class"]): {key: read(row.get(key), key, places.get(key)) for key in METRICS} for row in rows}
@@ -443,6 +449,7 @@ def check_class_report(rows: Sequence[Row]) -> list[Finding]:
                 raise UserError(f"class report: class {name} has no support")
             classes[name] = support
     images = sum(classes.values())
+    judged = OTHERS if "micro avg" in report else images
     outside = [
         Finding({"class": name}, reason)
         for name, numbers in report.items()
@@ -456,10 +463,10 @@ def check_class_report(rows: Sequence[Row]) -> list[Finding]:
     findings, possible = [], []
     for name, support in classes.items():
         given = {key: number or ANY for key, number in report[name].items()}
-        ranges = _class_ranges(images, support, **given)
+        ranges = _class_ranges(judged, support, **given)
         if not ranges:
-            findings.append(Finding({"class": name}, _class_reason(images, support, **given)))
-            ranges = {key: (number.low, number.high) for key, number in given.items()} | {"called": (0, images)}
+            findings.append(Finding({"class": name}, _class_reason(judged, support, **given)))
+            ranges = {key: (number.low, number.high) for key, number in given.items()} | {"called": (0, judged)}
         possible.append((support, ranges))
     for name in report:
         if name not in classes and (support := supports[name]) not in (None, images):
@@ -503,20 +510,27 @@ def _class_reason(images: int, support: int, precision: Number, recall: Number, 
 def _totals(report: Mapping[str, Mapping[str, Number | None]], classes: Sequence[tuple[int, Ranges]]) -> list[str]:
     """Say which of accuracy, averages and number of predictions the classes cannot give."""
     images = sum(support for support, _ in classes)
-    sums = [("accuracy", "f1", "recall"), *((name, key, key) for name in AVERAGES for key in METRICS)]
+    least, most = (sum(ranges["called"][end] for _, ranges in classes) for end in (0, 1))
+    fewest, right = (sum(support * ranges["recall"][end] for support, ranges in classes) for end in (0, 1))
+    pooled = {  # of all classes together; their recall is weighted by support
+        "precision": (fewest / max(1, most), min(1.0, right / max(1, least))),
+        "f1": (2 * fewest / max(1, most + images), min(1.0, 2 * right / max(1, least + images))),
+    }
+    averages = [(name, key, key) for name in AVERAGES if name != "samples avg" for key in METRICS]
     reasons = []
-    for name, column, metric in sums:
+    for name, column, metric in (("accuracy", "f1", "recall"), *averages):
         weights = [1 if name == "macro avg" else support for support, _ in classes]
         ends = [
             sum(w * ranges[metric][end] for w, (_, ranges) in zip(weights, classes, strict=True)) / max(1, sum(weights))
             for end in (0, 1)
         ]
+        if name == "micro avg":
+            ends = [*pooled.get(metric, ends)]
         number = report.get(name, {}).get(column)
         if number and (ends[1] < number.low or ends[0] > number.high):
             what = name if name == "accuracy" else f"{name} {column}"
             reasons.append(f"{what} {number} cannot be: the {metric} of the classes gives {number.format(*ends)}")
-    least, most = (sum(ranges["called"][end] for _, ranges in classes) for end in (0, 1))
-    if not least <= images <= most:
+    if "micro avg" not in report and not least <= images <= most:
         made = " to ".join(dict.fromkeys((f"{least:,.0f}", f"{most:,.0f}"))) + " predictions"
         reasons.append(f"precision and recall cannot all be: they make {made} for {_count(images, 'image')}")
     return reasons

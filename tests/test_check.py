@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import strategies as st
+from sklearn.metrics import classification_report
 
 from raybench import cli
 from raybench import suite as suites
@@ -528,6 +529,50 @@ def test_a_class_report_is_checked_by_the_command(
             cli.main()
         assert end.value.code == status
         assert capsys.readouterr().out.startswith(f"quickstart: 0 published rows\n{file}: 3 classes\n{out}")
+
+
+def test_a_report_of_some_of_the_classes() -> None:
+    """scikit-learn prints ``micro avg`` in place of the accuracy; images of other classes are taken for these too."""
+    truth, called = np.repeat([0, 1, 2], [100, 85, 400]), np.zeros(585, int)
+    called[100:185], called[:20] = 1, 2
+    text = classification_report(truth, called, labels=[0, 1])
+    rows = read_class_report(text, "it")
+    assert [row["class"] for row in rows] == ["0", "1", "micro avg", "macro avg", "weighted avg"]
+    assert (rows[0]["precision"], rows[2]["precision"]) == ("0.17", "0.29"), "480 are taken for class 0"
+    assert check_class_report(rows) == []
+    for key, wrong, reason in (
+        ("precision", "0.40", "the precision of the classes gives 0.29 to 0.30"),
+        ("recall", "0.80", "the recall of the classes gives 0.89"),
+        ("f1", "0.60", "the f1 of the classes gives 0.44 to 0.45"),
+    ):
+        changed = [{**row, key: wrong} if row["class"] == "micro avg" else row for row in rows]
+        assert said(check_class_report(changed)) == [f"micro avg {key} {wrong} cannot be: {reason}"]
+    rows[2]["support"] = 184
+    assert said(check_class_report(rows)) == ["micro avg support 184 cannot be: the classes have 185 images"]
+
+
+def test_a_report_of_which_nothing_is_right() -> None:
+    rows = read_class_report(classification_report([0, 0, 1], [1, 1, 0]), "it")
+    assert [row["support"] for row in rows] == ["2.0", "1.0", "3.0", "3.0", "3.0"]
+    assert check_class_report(rows) == []
+
+
+@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 4), st.booleans())
+def test_no_report_of_scikit_learn_is_named(seed: int, images: int, digits: int, several: bool) -> None:
+    """Of two of four classes, or of images with several of three classes each."""
+    rng = np.random.default_rng(seed)
+    if several:
+        truth, called = rng.random((images, 3)) < 0.4, rng.random((images, 3)) < 0.6
+        truth[0, 0] = True
+        text = classification_report(truth, called, digits=digits, zero_division=0)
+    else:
+        truth, called = rng.integers(0, 4, images), rng.integers(0, 4, images)
+        truth[0] = 2
+        text = classification_report(truth, called, labels=[0, 2], digits=digits, zero_division=0)
+    rows = read_class_report(text, "it")
+    assert rows[-1]["class"] == ("samples avg" if several else "weighted avg")
+    assert check_class_report(rows) == []
 
 
 @pytest.mark.parametrize(
