@@ -200,8 +200,8 @@ class Family:
 
     def adjusted(self) -> list[float | None]:
         """Return the p values after Holm's correction; none where it leaves no chance to reach the level."""
-        out_of_reach = self.least > self.level
-        return [None] * len(self.found) if out_of_reach else stats.holm([one.p for one in self.found])
+        in_reach = self.least < self.level
+        return stats.holm([one.p for one in self.found]) if in_reach else [None] * len(self.found)
 
     def verdicts(self, higher: str, lower: str) -> list[str]:
         """Say in words what each comparison shows."""
@@ -218,7 +218,7 @@ class Family:
         return words
 
     def notes(self) -> list[str]:
-        if self.least <= self.level:
+        if self.least < self.level:
             return []
         return [
             f"after Holm's correction for {self.tested:,} comparisons this test has no p below {self.least:.2g}:"

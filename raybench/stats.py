@@ -161,7 +161,7 @@ def sign_flip(first: Values, second: Values, confidence: float = 0.95) -> Compar
     difference = float(differences.mean())
     differences = differences[differences != 0]
     smallest = 2.0 ** (1 - len(differences)) if len(differences) else 1.0
-    if smallest > 1 - confidence:
+    if smallest >= 1 - confidence:
         return Compared(difference, why=_too_few(len(differences), "shared seed", smallest))
     if len(differences) > MOST_SEEDS:
         return Compared(
@@ -191,7 +191,7 @@ def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], confide
     lost, won = int((first & ~second).sum()), int((second & ~first).sum())
     difference, discordant = (won - lost) / len(first), lost + won
     smallest = 2.0 ** (1 - discordant) if discordant else 1.0
-    if smallest > 1 - confidence:
+    if smallest >= 1 - confidence:
         return Compared(difference, why=_too_few(discordant, "image", smallest))
     return Compared(difference, p=min(1.0, 2 * float(bdtr(min(lost, won), discordant, 0.5))), smallest=smallest)
 

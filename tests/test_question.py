@@ -62,6 +62,25 @@ def test_verdicts() -> None:
     assert Family((), 0.05).verdicts("up", "down") == []
 
 
+def test_a_correction_whose_smallest_p_is_the_level_cannot_tell() -> None:
+    """250 bootstraps, whose smallest p is 0.0002: after Holm's correction 0.05, which is not below the level."""
+    found = tuple(Compared(1, p=0.0002, smallest=0.0002) for _ in range(250))
+    for count, verdict, notes in (
+        (249, "up", []),
+        (
+            250,
+            "cannot tell: 250 comparisons",
+            [
+                "after Holm's correction for 250 comparisons this test has no p below 0.05: compare fewer cells, or use"
+                " more seeds"
+            ],
+        ),
+    ):
+        family = Family(found[:count], 0.05)
+        assert {*family.verdicts("up", "down")} == {verdict}
+        assert family.notes() == notes
+
+
 def test_what_tables_hold() -> None:
     assert name_of(("mlp", None, 0.1)) == "mlp/–/0.1"
     assert (mean_of(np.array([0.25, 0.75])), mean_of(np.array([]))) == (0.5, None)

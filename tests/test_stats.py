@@ -222,6 +222,8 @@ def test_sign_flip_by_hand() -> None:
     assert (found.difference, found.smallest) == (1.5, 2 / 64)
     assert sign_flip([0] * 6, [1, 2, 3, 4, 5, 6]).p == 2 / 64  # only all plus and all minus are as far
     assert sign_flip([0] * 3, [1, 2, 3], confidence=0.7).p == 0.25  # at this level three seeds are enough
+    found = sign_flip([0] * 3, [1, 2, 3], confidence=0.75)  # p must be below the level: here it cannot
+    assert found == Compared(2.0, why="3 shared seeds differ: no p below 0.25")
 
 
 @settings(max_examples=25, deadline=None)
@@ -267,6 +269,12 @@ def test_mcnemar_agrees_with_scipy(lost: int, won: int) -> None:
 def test_mcnemar_of_few_images_that_differ_cannot_tell(lost: int, won: int, why: str) -> None:
     found = mcnemar(*answers(10, lost, won, 10))
     assert (found.p, found.why) == (None, why)
+
+
+def test_mcnemar_whose_smallest_p_is_the_level_cannot_tell() -> None:
+    for confidence, p, why in ((0.9375, None, "5 images differ: no p below 0.062"), (0.93, 0.0625, "")):
+        found = mcnemar(*answers(10, 0, 5, 10), confidence)
+        assert (found.p, found.why) == (p, why)
 
 
 def test_the_paired_bootstrap_is_a_bootstrap_of_the_differences() -> None:
