@@ -336,6 +336,20 @@ def build(
     )
 
 
+def find_dataset(word: str) -> DatasetSettings:
+    """Return the images that ``--dataset`` names: of a dataset, or as ``name/folder`` those in a folder of its.
+
+    Raises:
+        UserError: if there is no such dataset, with what was meant, or the folder is none below ``--data-dir``.
+    """
+    name, _, folder = (word, "", "") if word in DATASETS.names() else word.partition("/")
+    DATASETS.check(name)
+    try:
+        return DatasetSettings.model_validate({"name": name, "folder": folder or None})
+    except ValidationError as failed:
+        raise UserError(f"--dataset {word}: {first_complaint(failed, DatasetSettings)[1]}") from None
+
+
 def import_modules(suite: Suite) -> None:
     """Import the modules that a suite names, which `build` does not do for a trusted document.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from raybench.errors import DataError, UserError
 from raybench.grid import Trial
 from raybench.job import prepare
 from raybench.plan import Choice, snapshot
+from raybench.registry import DATASETS
 from raybench.revisit import Images, detect, finished, look, network_of
 from raybench.store import Store
 from raybench.suite import Suite, load
@@ -272,6 +273,53 @@ def test_other_images_by_option_stand_beside_the_suites(
     )
 
 
+@pytest.fixture
+def snapshot_of(home: Path) -> Iterator[Callable[..., None]]:
+    """``snapshot_of(**keys)`` changes keys of the stored suite, None leaves one out, until the test is over."""
+    path = home / "results" / "seen" / "suite.json"
+    kept = path.read_text(encoding="utf-8")
+
+    def change(**keys: object) -> None:
+        snapshot = json.loads(kept)
+        document = {**snapshot["document"], **keys}
+        snapshot["document"] = {key: value for key, value in document.items() if value is not None}
+        path.write_text(json.dumps(snapshot), encoding="utf-8")
+
+    yield change
+    path.write_text(kept, encoding="utf-8")
+
+
+def test_the_folder_of_a_dataset_is_named_as_the_table_names_it(
+    raybench: Callable[..., tuple[int, str, str]], store: Store, snapshot_of: Callable[..., None]
+) -> None:
+    """What the suite asked is shown again where the suite no longer asks it, and nothing is asked anew."""
+    assert raybench("ood", "seen", "--format", "csv")[0] == 0
+    before = len(store.read("ood")[0])
+    snapshot_of(ood=None)
+    status, out, _ = raybench("ood", "seen", "--dataset", "imagefolder/other", "--format", "json")
+    assert status == 0
+    assert {row["outside"] for row in json.loads(out)["rows"]} == {"imagefolder/other"}
+    assert len(store.read("ood")[0]) == before
+
+
+def test_datasets_that_the_suite_registers_can_be_named(
+    raybench: Callable[..., tuple[int, str, str]],
+    home: Path,
+    snapshot_of: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    (home / "striped.py").write_text(
+        "from raybench.datasets import Digits\nfrom raybench.registry import DATASETS\n\n\n"
+        '@DATASETS.register("striped")\nclass Striped(Digits):\n    pass\n',
+        encoding="utf-8",
+    )
+    snapshot_of(imports=["striped"])
+    status, out, said = raybench("ood", "seen", "--dataset", "striped", "--format", "json")
+    assert status == 0, said
+    assert {row["outside"] for row in json.loads(out)["rows"]} == {"striped"}
+
+
 def test_stored_scores_are_drawn_of_the_dataset_that_is_named(
     raybench: Callable[..., tuple[int, str, str]], home: Path
 ) -> None:
@@ -376,6 +424,12 @@ def test_networks_cannot_be_asked_without_torch(
             "--seed: is no option of gradcam, which has --trial and --count",
         ),
         (("ood", "seen", "--dataset", "svnh"), "unknown dataset 'svnh'; did you mean 'svhn'?"),
+        (("ood", "seen", "--dataset", "imagefoldr/a"), "unknown dataset 'imagefoldr'; did you mean 'imagefolder'?"),
+        (
+            ("ood", "seen", "--dataset", "imagefolder/../a"),
+            "--dataset imagefolder/../a: '../a' is not right: must be a relative folder below --data-dir, such as"
+            " 'pets/train'; give the place itself with --data-dir",
+        ),
         (
             ("gradcam", "seen", "model=mlp"),
             "the network has no convolution: name a layer whose output is maps with --layer",
@@ -393,18 +447,13 @@ def test_mistakes_are_one_line(
     assert raybench(*arguments) == (2, "", f"raybench: {message}\n")
 
 
-def test_a_suite_that_says_nothing_of_other_images(raybench: Callable[..., tuple[int, str, str]], home: Path) -> None:
-    path = home / "results" / "seen" / "suite.json"
-    kept = path.read_text(encoding="utf-8")
-    document = json.loads(kept)
-    del document["document"]["ood"]
-    path.write_text(json.dumps(document), encoding="utf-8")
-    try:
-        assert raybench("ood", "results/seen") == (
-            2,
-            "",
-            "raybench: seen: its last run had no `ood`: name the images with --dataset, or add `ood: {dataset: svhn}`"
-            " to the suite and run it again, which trains nothing again\n",
-        )
-    finally:
-        path.write_text(kept, encoding="utf-8")
+def test_a_suite_that_says_nothing_of_other_images(
+    raybench: Callable[..., tuple[int, str, str]], snapshot_of: Callable[..., None]
+) -> None:
+    snapshot_of(ood=None)
+    assert raybench("ood", "results/seen") == (
+        2,
+        "",
+        "raybench: seen: its last run had no `ood`: name the images with --dataset, or add `ood: {dataset: svhn}`"
+        " to the suite and run it again, which trains nothing again\n",
+    )

@@ -108,7 +108,7 @@ def need_torch() -> None:
     "--dataset",
     "datasets",
     multiple=True,
-    metavar="NAME",
+    metavar="NAME[/FOLDER]",
     help="The images from outside, in place of the suite's `ood`. Repeatable: they stand beside each other.",
 )
 @click.option("--layer", "layers", multiple=True, metavar="NAME", help="With --dataset: this layer. Repeatable.")
@@ -146,10 +146,6 @@ def ood(
     for path in filter(None, (plot, samples)):
         check_suffix(path)
     store, choice = stored(suite, results)
-    asked = _asked(choice.suite, datasets, layers)
-    if len(asked) > 1 and (plot or samples):
-        raise UserError(f"{'--plot' if plot else '--samples'}: draws images of one dataset: give --dataset once")
-    trials = choice.trials(store.ended(failed=True))
     need_torch()
 
     from raybench.live import busy
@@ -157,7 +153,11 @@ def ood(
     from raybench.store import read_snapshot
     from raybench.suite import import_modules
 
-    import_modules(choice.suite)
+    import_modules(choice.suite)  # they may register what --dataset names
+    asked = _asked(choice.suite, datasets, layers)
+    if len(asked) > 1 and (plot or samples):
+        raise UserError(f"{'--plot' if plot else '--samples'}: draws images of one dataset: give --dataset once")
+    trials = choice.trials(store.ended(failed=True))
     images = Images(data_dir, download=True)
     store.open(read_snapshot(store.folder))
     try:
@@ -198,9 +198,7 @@ def _trial(results: Results, store: Store, word: str | None) -> Trial:
 def _asked(suite: Suite, datasets: tuple[str, ...], layers: tuple[str, ...]) -> list[OutOfDistribution]:
     """Return what the options say, or the suite; what it says of a dataset that is named holds for that too."""
     from raybench.ood import name_of
-    from raybench.registry import DATASETS
-    from raybench.settings import DatasetSettings
-    from raybench.suite import OutOfDistribution
+    from raybench.suite import OutOfDistribution, find_dataset
 
     if not datasets:
         if layers:
@@ -216,7 +214,5 @@ def _asked(suite: Suite, datasets: tuple[str, ...], layers: tuple[str, ...]) -> 
         if suite.ood and name == name_of(suite.ood.dataset):
             asked.append(suite.ood.model_copy(update={"layers": [*layers]} if layers else {}))
         else:
-            DATASETS.check(name)
-            of = DatasetSettings.model_validate(name)
-            asked.append(OutOfDistribution(dataset=of, layers=[*layers] or "activations"))
+            asked.append(OutOfDistribution(dataset=find_dataset(name), layers=[*layers] or "activations"))
     return asked
