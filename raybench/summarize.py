@@ -129,8 +129,9 @@ def summarize(
     finished = finished.assign(
         value=metrics.values_of(finished, view.metric, view.rule, epochs, predictions),
         best_val=metrics.values_of(finished, view.metric) if view.rule == "peek" else None,
+        tested=_tested(finished, view, epochs),
     )
-    if view.rule == "peek" and len(finished) and finished["value"].isna().all():
+    if len(finished) and not finished["tested"].any():
         raise UserError(
             "--rule peek: needs the test accuracy of every epoch, and no finished trial has it: run the suite with"
             " --set train.test_every_epoch=true"
@@ -402,17 +403,29 @@ def _of_rule(view: View) -> list[str]:
     return [said] if view.rule == "peek" else []
 
 
+def _tested(finished: pd.DataFrame, view: View, epochs: pd.DataFrame | None) -> pd.Series:
+    """Return of which trials the rule finds an epoch: all, but ``peek`` needs the test accuracy of every epoch."""
+    if view.rule != "peek":
+        return pd.Series(True, finished.index)
+    assert epochs is not None
+    return finished["trial_id"].isin(metrics.chosen_epochs(epochs, view.rule).index)
+
+
 def _without_value(finished: pd.DataFrame, view: View) -> list[str]:
     """Say why finished trials are in no number."""
-    without = int(finished["value"].isna().sum())
-    if not without:
-        return []
+    tested = finished["tested"]
     why = {
-        "peek": "were not tested after every epoch (train.test_every_epoch)",
+        "peek": f"have no finite {view.metric} of the epoch with the best test accuracy",
         "last": f"have no finite {view.metric} of their last epoch",
         "best_val": "have no readable predictions" if view.metric == "macro_f1" else f"have no finite {view.metric}",
     }
-    return [f"{counted(without, 'finished trial')} in no number: they {why[view.rule]}"]
+    reasons = {"were not tested after every epoch (train.test_every_epoch)": ~tested}
+    reasons[why[view.rule]] = tested & finished["value"].isna()
+    return [
+        f"{counted(n, 'finished trial')} in no number: they {reason}"
+        for reason, which in reasons.items()
+        if (n := int(which.sum()))
+    ]
 
 
 def _no_optimism(with_value: pd.DataFrame, view: View) -> list[str]:

@@ -528,6 +528,24 @@ def test_a_loss_that_is_not_finite_is_in_no_number(grid: Any) -> None:
         assert json.loads(render(table, "json"))["rows"][0]["max"] == (1.0 if options.rule == "best_val" else 1.5)
 
 
+def test_an_infinite_loss_of_the_epoch_that_peek_chooses(grid: Any) -> None:
+    """It was tested, and is told from the trial that was not; where all are infinite, there is only no number."""
+    suite, trials, rows = grid
+    epochs = curves(trials, 0.5, 1.0).assign(test_loss=[1.5, np.inf, *[1.5] * 14])
+    epochs.loc[epochs["trial_id"].eq(trials[1].id) & epochs["epoch"].eq(1), "test_accuracy"] = np.nan
+    infinite = " in no number: they have no finite loss of the epoch with the best test accuracy"
+    table = summarize(rows, suite, trials, View(metric="loss", rule="peek"), epochs=epochs)
+    assert [(row["n"], row["mean"]) for row in objects(table)] == [(1, 1.5), (0, None), (2, 1.5), (2, 1.5)]
+    assert [note for note in table.notes if "in no number" in note] == [
+        "1 finished trial in no number: they were not tested after every epoch (train.test_every_epoch)",
+        f"1 finished trial{infinite}",
+    ]
+    endless = curves(trials, 0.5, 1.0).assign(test_loss=np.inf)
+    table = summarize(rows, suite, trials, View(metric="loss", rule="peek"), epochs=endless)
+    assert [(row["n"], row["mean"], row["optimism"]) for row in objects(table)] == [(0, None, None)] * 4
+    assert f"7 finished trials{infinite}" in table.notes
+
+
 def test_the_last_epoch(grid: Any) -> None:
     table = view(grid, rule="last", epochs=curves(grid[1], None, 0.5, 0.25))
     assert {row["mean"] for row in objects(table)} == {0.25}
