@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,8 +179,9 @@ TEX = str.maketrans(
 
 def _latex(table: Table) -> str:
     columns, rows = _for_people(table, missing="--")
-    frame = pd.DataFrame([[text.translate(TEX) for text in row] for row in rows], columns=range(len(columns)))
-    titles = [(column.group.translate(TEX), column.title.translate(TEX)) for column in columns]
+    frame = pd.DataFrame([_latex_row(row) for row in rows], columns=range(len(columns)))
+    groups, names = (_latex_row([getattr(column, text) for column in columns]) for text in ("group", "title"))
+    titles = [*zip(groups, names, strict=True)]
     grouped = any(group for group, _ in titles)
     frame.columns = pd.MultiIndex.from_tuples(titles) if grouped else pd.Index([title for _, title in titles])
     body = frame.style.hide(axis="index").to_latex(
@@ -194,6 +196,12 @@ def _latex(table: Table) -> str:
     before, _, rest = body.partition(start)
     grid, _, after = rest.rpartition(end)
     return "".join((before, _latex_lines(table.header), start, grid, end, _latex_lines(table.notes), after))
+
+
+def _latex_row(texts: Sequence[str]) -> list[str]:
+    """Return cells of a row, of whose first a bracket or a star would be an argument of what ends the row above."""
+    cells = [text.translate(TEX) for text in texts]
+    return [re.sub(r"^(\s*)([\[*])", r"\1{\2}", cells[0]), *cells[1:]] if cells else []
 
 
 def _latex_lines(lines: Sequence[str]) -> str:

@@ -353,13 +353,29 @@ def test_latex_escapes_everything(small: Table) -> None:
     assert rf"{escaped} \textbackslash{{}}input\{{evil\}} with -{{}}-set, 3$^2$ -- 4\par" in body
 
 
+def bracketed(table: Table) -> Table:
+    """A table whose rows begin as an argument of what ends the row above them would."""
+    first, *others = table.columns
+    return dataclasses.replace(
+        table,
+        columns=(dataclasses.replace(first, title="[b]"), *others),
+        rows=tuple((f"{start}] [b]", *row[1:]) for start, row in zip(("[b", "*"), table.rows, strict=True)),
+    )
+
+
+def test_latex_takes_no_label_for_an_argument(small: Table) -> None:
+    body = render(bracketed(small), "latex").splitlines()
+    starts = [line.partition(" & ")[0] for line in body if line.endswith(r"\\")]
+    assert starts == [r"\multicolumn{8}{c}{}", "{[}b]", "{[}b] [b]", "{*}] [b]"]
+
+
 def test_markdown_keeps_a_bar_inside_its_cell(small: Table) -> None:
     assert r"<z> \| y | none " in render(hostile(small), "markdown")
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(tmp_path: Path, small: Table) -> None:
-    body = "".join(render(table, "latex") for table in (small, hostile(small)))
+    body = "".join(render(table, "latex") for table in (small, hostile(small), bracketed(small)))
     document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(document, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
