@@ -23,7 +23,7 @@ from raybench.cells import (
     warnings_of,
 )
 from raybench.errors import UserError, did_you_mean
-from raybench.grid import Trial, differences
+from raybench.grid import Trial, differences, resolved
 from raybench.metrics import says
 from raybench.plan import Choice
 from raybench.records import FINISHED
@@ -240,7 +240,7 @@ def _differences(others: Sequence[Mapping[str, Any]], trial: Trial, suite: Suite
     kinds = Counter(
         ", ".join(
             f"{path} {before} instead of {now}"
-            for path, before, now in differences(json.loads(row["settings"]), trial.settings)
+            for path, before, now in differences(resolved(json.loads(row["settings"])), trial.settings)
             if path not in searched
         )
         for row in others

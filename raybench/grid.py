@@ -265,6 +265,15 @@ def changes(trials: Sequence[Trial]) -> Iterator[tuple[Trial, list[tuple[str, st
         before = trial.settings
 
 
+def resolved(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a trial's stored settings with the defaults of keys that raybench did not have yet; as they are if they
+    have a key that it no longer has."""
+    try:
+        return TrialSettings.model_validate(stored).model_dump()
+    except ValidationError:
+        return stored
+
+
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield the dotted path, the value before and the value now of each setting that differs; an en dash for none."""
     if isinstance(old, dict) and isinstance(new, dict):

@@ -185,6 +185,24 @@ def test_rows_of_other_settings_are_shown_and_said_to_be(load: Load) -> None:
     )
 
 
+def test_settings_that_were_added_since_are_no_differences(load: Load) -> None:
+    """They had their default; a key that was left out since is a difference, and the others are then as stored."""
+    choice, trials = load()
+    settings = json.loads(json.dumps(cell(trials, "mlp", "aug1")[0].settings))
+    del settings["train"]["cuda_graph"]
+    epochs, gone = ({**settings, "train": {**settings["train"], **own}} for own in ({"epochs": 2}, {"amp": True}))
+    made = row(cell(trials, "mlp", "aug1")[0], 0.5)
+    others = [
+        dataclasses.replace(made, trial_id=f"other{seed}", seed=seed, settings=json.dumps(stored))
+        for seed, stored in enumerate((settings, epochs, gone), start=7)
+    ]
+    assert explain(frame([made, *others]), choice, trials, MLP, "results").notes[1:4] == (
+        "1 trial of other settings: another seed",
+        "1 trial of other settings: train.epochs 2 instead of 20",
+        "1 trial of other settings: train.amp true instead of –, train.cuda_graph – instead of false",
+    )
+
+
 def test_weights_and_changes_that_are_in_no_commit(load: Load) -> None:
     choice, trials = load()
     rows = [row(trial, 0.5, weights_fingerprint="beef", git_dirty=True) for trial in trials]
