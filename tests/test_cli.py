@@ -309,7 +309,7 @@ name: words
 about: "see [report], a [/b] c, [bold]d :warning:"
 dataset: digits
 model: mlp
-compare: {kind: {"[/x]": {}, "[blue]y :key:": {lr: 0.1}}}
+compare: {sort: {"[/x]": {}, "[blue]y :key:": {lr: 0.1}}}
 """
 
 
@@ -319,9 +319,9 @@ def test_words_of_a_suite_are_no_markup(raybench: Raybench) -> None:
     status, out, err = raybench("plan", "words.yaml")
     assert (status, err) == (0, "") and out.splitlines()[0] == first
     table = [line.split("  ")[0].strip() for line in out.splitlines()[1:4]]
-    assert table == ["kind", "[/x]", "[blue]y :key:"]
+    assert table == ["sort", "[/x]", "[blue]y :key:"]
     out = raybench("plan", "words.yaml", "--changes").out
-    assert [line.split("  ")[0].strip() for line in out.splitlines()[1:4]] == ["kind", "[/x]", "[blue]y :key:"]
+    assert [line.split("  ")[0].strip() for line in out.splitlines()[1:4]] == ["sort", "[/x]", "[blue]y :key:"]
     status, _, err = raybench("run", "words.yaml", "--results", "[old]", "--address", "ray://nowhere")
     assert status == 2 and err.splitlines()[0] == first
     Path("[old]/words/trials/t.parquet").write_bytes(b"no Parquet")
