@@ -31,19 +31,24 @@ train: {{epochs: 1}}
 MARKED = """
 import json, sys, time
 marks = [["Python", time.time()]]
+from contextlib import contextmanager
 from rich.console import Console
-from rich.status import Status
+from raybench import cli, live
 
-def marking(method, text_of):
-    def marked(self, *arguments, **options):
-        marks.append([str(text_of(arguments)), time.time()])
-        return method(self, *arguments, **options)
-    return marked
+def mark(text):
+    marks.append([str(text), time.time()])
 
-Console.print = marking(Console.print, lambda arguments: arguments[0] if arguments else "")
-Console.status = marking(Console.status, lambda arguments: arguments[0])
-Status.update = marking(Status.update, lambda arguments: arguments[0])
-from raybench import cli
+def printing(self, *texts, say=Console.print, **options):
+    mark(texts[0] if texts else "")
+    say(self, *texts, **options)
+
+@contextmanager
+def busy(console, what, busy=live.busy):
+    mark(what)
+    with busy(console, what) as say:
+        yield lambda words: (mark(words), say(words))
+
+Console.print, live.busy = printing, busy
 sys.argv = ["raybench", *sys.argv[2:]]
 try:
     cli.main()
@@ -78,7 +83,7 @@ def once(folder: Path) -> dict[str, float]:
     actor = json.loads((folder / "actor.json").read_text())
     seconds, last = {}, begun
     for part, text in PARTS:
-        at = next((at for said, at in marks if said.startswith(text)), last)
+        at = next(at for said, at in marks if said.startswith(text))
         seconds[part], last = at - last, at
     seconds["until the first step"] = actor["second"] - last
     seconds["all, from the command to the end of the first step"] = actor["second"] - begun
