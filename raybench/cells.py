@@ -10,7 +10,7 @@ import pandas as pd
 
 from raybench import grid
 from raybench.axes import Label
-from raybench.grid import Trial
+from raybench.grid import Trial, counted
 from raybench.metrics import COLUMNS
 from raybench.records import FINISHED, TrialRow
 from raybench.suite import Suite
@@ -225,10 +225,6 @@ def open_search(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> li
     if not any(trial.stage == "confirm" for trial in trials):
         lines.append("search: no winner is known yet")
     return lines
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(values: Iterable[Any], spec: str = "") -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from raybench.axes import Label
-from raybench.cells import Cells, counted, find_cells, listed
+from raybench.cells import Cells, find_cells, listed
 from raybench.errors import UserError
-from raybench.grid import Trial, differences
+from raybench.grid import Trial, counted, differences
 from raybench.metrics import METRICS, says
 from raybench.question import Family, Question, Sample, contrast, mean_of, name_of, number_or_none, sample
 from raybench.records import OWN_COLUMN, TrialRow, measured_columns

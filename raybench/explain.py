@@ -13,7 +13,6 @@ from raybench.axes import Label, assigned_paths, find_label
 from raybench.cells import (
     best_of,
     cells_of,
-    counted,
     data_of,
     listed,
     missing,
@@ -23,7 +22,7 @@ from raybench.cells import (
     warnings_of,
 )
 from raybench.errors import UserError, did_you_mean
-from raybench.grid import Trial, differences, resolved
+from raybench.grid import Trial, counted, differences, resolved
 from raybench.metrics import says
 from raybench.plan import Choice
 from raybench.records import FINISHED

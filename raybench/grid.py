@@ -215,6 +215,11 @@ def count(suite: Suite) -> int:
     return (grid + len(suite.include)) * drawn * len(suite.axis("seed").labels)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``1 trial``, ``2 trials``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def sizes(suite: Suite) -> str:
     """Return the axes and how many values each has, as ``model 3 x augmentation 3 x seed 5``."""
     listed = [axis for axis in suite.axes if not (suite.draw and axis.role == "search")]

@@ -16,7 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raybench.axes import Label
-from raybench.cells import Cells, counted
+from raybench.cells import Cells
+from raybench.grid import counted
 from raybench.metrics import selection
 from raybench.records import Activations, DetectionRow, Score
 from raybench.settings import DatasetSettings

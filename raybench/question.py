@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from raybench import metrics, stats
-from raybench.cells import Cells, counted
+from raybench.cells import Cells
 from raybench.errors import UserError
+from raybench.grid import counted
 from raybench.metrics import METRICS
 from raybench.stats import Compared
 

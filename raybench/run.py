@@ -18,7 +18,7 @@ from raybench import shipping
 from raybench.axes import Label
 from raybench.beside import beside
 from raybench.errors import DataError
-from raybench.grid import Trial, sizes
+from raybench.grid import Trial, counted, sizes
 from raybench.live import Watch, busy
 from raybench.plan import Choice, expand, snapshot
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
@@ -80,13 +80,11 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         console.print(line, style="yellow", soft_wrap=True)
     sweep = _Sweep(choice, store)
     planned, finished = choice.planned(), len(sweep.trials) - len(sweep.todo)
-    console.print(Text.assemble((suite.name, "bold"), f"  {suite.about}"), soft_wrap=True)
-    count = "1 trial" if planned == 1 else f"{planned} trials"
-    console.print(f"{count} ({sizes(suite)}): {finished} finished, {planned - finished} to run")
+    console.print(Text.assemble((suite.name, "bold"), f"  {suite.about}" if suite.about else ""), soft_wrap=True)
+    console.print(f"{counted(planned, 'trial')} ({sizes(suite)}): {finished} finished, {planned - finished} to run")
     if lacking := len(sweep.without_weights()):
         console.print(
-            f"weights of {lacking} finished trial{'s' * (lacking > 1)} were not kept: to train again, choose another"
-            " --results",
+            f"weights of {counted(lacking, 'finished trial')} were not kept: to train again, choose another --results",
             style="yellow",
             soft_wrap=True,
         )

@@ -15,7 +15,6 @@ from raybench.cells import (
     Group,
     best_of,
     cells_of,
-    counted,
     data_of,
     groups_of,
     listed,
@@ -31,7 +30,7 @@ from raybench.cells import (
     winner_axes,
 )
 from raybench.errors import UserError, did_you_mean
-from raybench.grid import Trial
+from raybench.grid import Trial, counted
 from raybench.metrics import METRICS, PredictionsOf, Rule
 from raybench.published import Protocol, published_row, said_of, verdict
 from raybench.records import FINISHED, Predictions

@@ -353,6 +353,12 @@ def test_plan_shows_cells_and_what_is_left(raybench: Raybench) -> None:
     assert "12 trials (model 2 x augmentation 2 x seed 3), 0 done, 12 to run" in lines
 
 
+def test_plan_of_one_trial(raybench: Raybench) -> None:
+    Path("one.yaml").write_text("name: one\ndataset: digits\nmodel: mlp\n")
+    lines = raybench("plan", "one.yaml").out.splitlines()
+    assert lines[0] == "one" and "1 trial (seed 1), 0 done, 1 to run" in lines
+
+
 def test_plan_counts_what_is_done(raybench: Raybench, results: Path) -> None:
     out = raybench("plan", "small.yaml").out
     assert "8 trials (model 2 x lr 2 x seed 2), 2 done, 6 to run" in out

@@ -107,6 +107,7 @@ def run(
     seconds = None if budget is None else seconds_of(budget)  # before anything heavy: a typo is said at once
     choice = load_choice(suite, sets, only, limit, smoke)
     root = place(results)
+    from raybench.grid import counted
     from raybench.run import Options, run_missing
     from raybench.store import Store
     from raybench.summarize import summarize as make_table
@@ -152,13 +153,11 @@ def run(
     failed = int((stored["status"] == "failed").sum())
     if end != "finished":
         left = choice.planned() - len(stored) + failed
-        count = "1 trial" if left == 1 else f"{left} trials"
         why = "interrupted" if end == "interrupted" else "budget spent"
-        console.print(f"{why}, {count} to go: the same command goes on from here", style="yellow")
+        console.print(f"{why}, {counted(left, 'trial')} to go: the same command goes on from here", style="yellow")
         return EXIT_INTERRUPTED if end == "interrupted" else EXIT_SPENT
     if failed:
-        count = "1 trial" if failed == 1 else f"{failed} trials"
-        console.print(f"{count} failed: the same command tries again", style="red")
+        console.print(f"{counted(failed, 'trial')} failed: the same command tries again", style="red")
         return EXIT_FAILED
     return 0
 
@@ -194,7 +193,7 @@ def plan(
     With [bold]--measure[/bold], also what it would take, here for one trial and with --address and --max-concurrent for
     all: early stopping and pruning make it less, trials that share a device or its memory slow each other down.
     """
-    from raybench.grid import cells, sizes
+    from raybench.grid import cells, counted, sizes
     from raybench.grid import changes as changes_of
     from raybench.objects import place
     from raybench.stages import is_done
@@ -218,7 +217,7 @@ def plan(
     from rich.text import Text
 
     out = literal()
-    out.print(Text.assemble((loaded.name, "bold"), f"  {loaded.about}"), soft_wrap=True)
+    out.print(Text.assemble((loaded.name, "bold"), f"  {loaded.about}" if loaded.about else ""), soft_wrap=True)
     grid = Grid(box=None, header_style="bold", pad_edge=False)
     axes = [*loaded.names("compare"), *loaded.names("search")]
     for axis in axes:
@@ -244,7 +243,7 @@ def plan(
         grid.add_row(*map(str, (*cell, *point)), *stage, str(len(members)), str(ended), str(len(members) - ended))
     out.print(grid)
     planned, ended = choice.planned(), sum(is_done(loaded, trial, known) for trial in trials)
-    out.print(f"{planned} trials ({sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
+    out.print(f"{counted(planned, 'trial')} ({sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
     if len(trials) < planned:
         out.print(f"{len(trials)} of them are known by now: the others follow from how these end")
     needs: Counter[str] = Counter()

@@ -151,17 +151,18 @@ def check(suite: str, results: str | Path, test_size: int | None, class_report: 
     Exit status 1 if anything was found.
     """
     from raybench.check import AVERAGES, check_class_report, check_suite, check_trials, read_class_report
+    from raybench.grid import counted
     from raybench.objects import place
     from raybench.suite import find_suite, load
 
     loaded = load(find_suite(suite))
-    print(f"{loaded.name}: {len(loaded.reference)} published rows")
+    print(f"{loaded.name}: {counted(len(loaded.reference), 'published row')}")
     findings = check_suite(loaded, test_size)
     if (place(results) / loaded.name).is_dir():
         store, choice = stored(suite, results)
         trials, rows = _read(store, choice)
         rows = rows[rows["trial_id"].isin([trial.id for trial in trials])]
-        print(f"{loaded.name}: {len(rows)} stored trials")
+        print(f"{loaded.name}: {counted(len(rows), 'stored trial')}")
         findings += check_trials(rows)
     if class_report:
         report = read_class_report(class_report.read_text(encoding="utf-8", errors="replace"), str(class_report))
