@@ -318,8 +318,10 @@ class _WorkerGroup:
                 row, nodes = cause.row(), frozenset()
             tune.report(outcome_metrics(Outcome(row=row), nodes))
         finally:
-            _running["ended"].set()
-            _internal_kv_del(keys, del_by_prefix=True, namespace=KV)
+            try:
+                _internal_kv_del(keys, del_by_prefix=True, namespace=KV)
+            finally:
+                _running["ended"].set()
 
     def _nodes(self, keys: str) -> frozenset[str]:
         """Return the nodes of the group's processes, but for this one's own."""
@@ -367,9 +369,19 @@ def _worker_loop(share: Share, trial: Trial, keys: str) -> Any:
         device = str(train.torch.get_device())
         gauges.show_memory(share.suite, device)
         begun: list[TrialRow] = []
-        warnings: list[str] = []  # those of the first process reach the driver, as its epochs do
+        warnings: list[str] = []
+
+        def warn(warning: str) -> None:  # only what the first process reports reaches the driver
+            if world.rank == 0:
+                warnings.append(warning)
+            else:
+                _internal_kv_put(f"{keys}warning/{world.rank}", f"process {world.rank}: {warning}", namespace=KV)
 
         def report(row: EpochRow) -> None:
+            for rank in range(1, world.size) if world.rank == 0 else ():
+                if text := _internal_kv_get(f"{keys}warning/{rank}", namespace=KV):
+                    warnings.append(text.decode())
+                    _internal_kv_del(f"{keys}warning/{rank}", namespace=KV)
             train.report(epoch_metrics([row], begun[0], warnings))
             warnings.clear()
             stop = torch.zeros(1, device=device)
@@ -380,9 +392,7 @@ def _worker_loop(share: Share, trial: Trial, keys: str) -> Any:
                 raise Stopped
 
         try:
-            outcome = share.job.run(
-                trial, device=device, world=world, begun=begun.append, report=report, warn=warnings.append
-            )
+            outcome = share.job.run(trial, device=device, world=world, begun=begun.append, report=report, warn=warn)
         except Stopped:
             return
         finally:

@@ -149,7 +149,7 @@ def _axis_path(name: str, role: Role, labelled: bool, complain: Complaints) -> s
     if not re.match(NAME, name):
         raise complain.at(loc, "the name of an axis is made of letters, digits, '_' and '-'")
     if complain.names and name in TAKEN:  # what ran before the name was taken can still be read
-        raise complain.at(loc, "is the name of a result column: give the axis another name, such as `variant`")
+        raise complain.at(loc, "is the name of a column of tables: give the axis another name, such as `variant`")
     return ""
 
 

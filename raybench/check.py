@@ -397,6 +397,8 @@ def sameness(accuracies: Sequence[Number], test_size: int | None = None) -> str 
 
 METRICS = ("precision", "recall", "f1")
 AVERAGES = ("micro avg", "macro avg", "weighted avg", "samples avg")
+OF_SOME = {"micro avg", "samples avg"}
+"""Averages that scikit-learn prints where a report is of some of the classes, or images have several."""
 OTHERS = 10**9
 """Images of other classes, at most, where a report is of some of the classes: it does not say how many there were."""
 Ranges = dict[str, tuple[float, float]]
@@ -449,7 +451,7 @@ def check_class_report(rows: Sequence[Row]) -> list[Finding]:
                 raise UserError(f"class report: class {name} has no support")
             classes[name] = support
     images = sum(classes.values())
-    judged = OTHERS if "micro avg" in report else images
+    judged = OTHERS if OF_SOME & report.keys() else images
     outside = [
         Finding({"class": name}, reason)
         for name, numbers in report.items()
@@ -530,7 +532,7 @@ def _totals(report: Mapping[str, Mapping[str, Number | None]], classes: Sequence
         if number and (ends[1] < number.low or ends[0] > number.high):
             what = name if name == "accuracy" else f"{name} {column}"
             reasons.append(f"{what} {number} cannot be: the {metric} of the classes gives {number.format(*ends)}")
-    if "micro avg" not in report and not least <= images <= most:
+    if not OF_SOME & report.keys() and not least <= images <= most:
         made = " to ".join(dict.fromkeys((f"{least:,.0f}", f"{most:,.0f}"))) + " predictions"
         reasons.append(f"precision and recall cannot all be: they make {made} for {_count(images, 'image')}")
     return reasons

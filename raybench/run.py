@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
     sweep = _Sweep(choice, store)
     planned, finished = choice.planned(), len(sweep.trials) - len(sweep.todo)
     console.print(Text.assemble((suite.name, "bold"), f"  {suite.about}" if suite.about else ""), soft_wrap=True)
-    console.print(f"{counted(planned, 'trial')} ({sizes(suite)}): {finished} finished, {planned - finished} to run")
+    console.print(f"{counted(planned, 'trial')} ({sizes(suite)}): {finished:,} finished, {planned - finished:,} to run")
     if lacking := len(sweep.without_weights()):
         console.print(
             f"weights of {counted(lacking, 'finished trial')} were not kept: to train again, choose another --results",
@@ -235,6 +236,7 @@ class _Recorder:
         self.sweep, self.store, self.watch, self.budget, self.checkpoints = sweep, store, watch, budget, checkpoints
         self.followers = followers
         self.pruner = pruner(sweep.choice.suite, sweep.trials)
+        self.warnings: Counter[str] = Counter()
         self.curves: dict[str, list[EpochRow]] = {}
         self.begun: dict[str, TrialRow] = {}
         self.undecided: dict[str, Trial] = {}
@@ -298,7 +300,9 @@ class _Recorder:
             follower.lost(trial, reason)
 
     def warned(self, trial: Trial, warning: str) -> None:
-        self.watch.say(f"{trial.name}: {warning}")
+        self.warnings[warning] += 1
+        if self.warnings[warning] == 1:
+            self.watch.say(f"{trial.name}: {warning}")
 
     def no_room(self, reason: str) -> None:
         self.watch.say(reason)
@@ -339,6 +343,9 @@ class _Recorder:
 
     def close(self) -> None:
         """Keep what was decided, for people to read: it follows from the curves, and is made anew in every run."""
+        for warning, times in self.warnings.items():
+            if times > 1:
+                self.watch.say(f"{counted(times - 1, 'further trial')}: {warning}")
         if self.pruner.brackets:
             self.store.write_decisions(self.pruner.decisions)
 

@@ -44,7 +44,8 @@ LIMITS: dict[ErrorClass, int] = {"crashed": 3, "node_lost": 10}
 trial's fault, but one that takes every node down must end too."""
 LOOK_SECONDS = 5
 NODE_SECONDS = 30
-"""How long Ray may take to find out that a node is gone: 15 s after a kill, seen with 2.60."""
+"""How long Ray may take to find out that a node is gone: 15 s after a kill, seen with 2.60. A process on another node
+than the driver's that only died is waited for as long."""
 
 
 ROUND = 10_000

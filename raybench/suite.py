@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
@@ -336,14 +336,21 @@ def build(
     )
 
 
+IN_FOLDERS = ("imagefolder", "parquet")
+"""Datasets that are whatever a folder holds."""
+
+
 def find_dataset(word: str) -> DatasetSettings:
-    """Return the images that ``--dataset`` names: of a dataset, or as ``name/folder`` those in a folder of its.
+    """Return the images that ``--dataset`` names: of a dataset, or as ``imagefolder/folder`` those in a folder.
 
     Raises:
         UserError: if there is no such dataset, with what was meant, or the folder is none below ``--data-dir``.
     """
     name, _, folder = (word, "", "") if word in DATASETS.names() else word.partition("/")
     DATASETS.check(name)
+    if folder and name not in IN_FOLDERS:
+        raise UserError(f"--dataset {word}: only {' and '.join(IN_FOLDERS)} take a folder: give {name} alone")
+    folder = str(PurePosixPath(folder)) if folder else ""  # as the suite's own `ood` would be called
     try:
         return DatasetSettings.model_validate({"name": name, "folder": folder or None})
     except ValidationError as failed:

@@ -25,8 +25,9 @@ from raybench.store import Store
 from raybench.suite import Suite
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray come last, and one after the other where files of tests run side by side."""
+    """Tests that start Ray come last; or with ``-n 2``, two files run side by side, and all of those are one file."""
 
     def on_ray(item: pytest.Item) -> bool:
         return item.get_closest_marker("ray") is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
+from ray import train
+
 from raybench import actor
 from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome
 from raybench.rows import planned_row
+from raybench.trial import failed
 
 
 @pytest.fixture
@@ -58,3 +62,78 @@ def test_short_epochs_are_told_together_and_none_is_left_out(told: Callable[[Seq
 
 def test_a_long_epoch_is_told_at_once(told: Callable[[Sequence[float]], list[Any]]) -> None:
     assert told([0, 1, 2, 3]) == [([1], []), ([2], []), ([3], ["full"]), ([4], []), ([], ["over"])]
+
+
+class Kv(dict[str, bytes]):
+    """What worker groups use of the cluster's store."""
+
+    def put(self, key: str, value: str | bytes, namespace: bytes) -> None:
+        self[key] = value.encode() if isinstance(value, str) else value
+
+    def take(self, key: str, *, namespace: bytes, del_by_prefix: bool = False) -> None:
+        for each in [each for each in self if each == key or (del_by_prefix and each.startswith(key))]:
+            del self[each]
+
+    def find(self, key: str, namespace: bytes) -> bytes | None:
+        return self.get(key)
+
+
+@pytest.fixture
+def kv(monkeypatch: pytest.MonkeyPatch) -> Kv:
+    made = Kv()
+    for name, method in {"put": made.put, "del": made.take, "get": made.find, "exists": made.find}.items():
+        monkeypatch.setattr(actor, f"_internal_kv_{name}", method)
+    return made
+
+
+def test_a_group_whose_peer_has_gone_names_the_nodes_and_leaves_no_key(
+    kv: Kv, monkeypatch: pytest.MonkeyPatch, make_trial: Callable[..., Trial]
+) -> None:
+    trial, reports = make_trial(resources={"workers": 3}), []
+
+    def lost() -> None:
+        for rank, node in enumerate(("head", "a", "b")):
+            kv.put(f"tune/node/{rank}", node, actor.KV)
+        row = failed(planned_row(trial), RuntimeError("Connection closed by peer [10.0.0.2]"))
+        raise train.WorkerGroupError("lost", {0: actor.Failed(row.error, pickle.dumps(row))})
+
+    monkeypatch.setattr(actor.tune, "report", reports.append)
+    monkeypatch.setattr(actor.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "tune"))
+    monkeypatch.setattr(actor, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=lost))
+    monkeypatch.setattr(actor, "TuneReportCallback", lambda: None)
+    monkeypatch.setattr(actor.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
+    kv.put("another/stop", b"1", actor.KV)
+    share: Any = SimpleNamespace(use_gpu=False, storage="")
+    actor._WorkerGroup(share, trial.typed().resources).run(trial)
+    outcome, nodes = pickle.loads(reports[0]["outcome"])
+    assert (outcome.row.error_class, nodes) == ("crashed", {"a", "b"})
+    assert [*kv] == ["another/stop"]
+
+
+def test_warnings_of_all_processes_of_a_group_are_told_once(
+    kv: Kv, monkeypatch: pytest.MonkeyPatch, make_trial: Callable[..., Trial]
+) -> None:
+    trial, reports = make_trial(), []
+    row = dataclasses.replace(planned_row(trial), status="completed")
+    measured = {"train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}
+
+    def run(trial: Trial, *, world: Any, begun: Any, report: Any, warn: Any, **_: Any) -> Outcome:
+        begun(row)
+        warn("full")
+        for number in (1, 2):
+            report(EpochRow(trial_id=trial.id, epoch=number, lr=0.1, **measured))
+        return Outcome(row=row)
+
+    monkeypatch.setattr(actor.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
+    monkeypatch.setattr(actor.train, "report", reports.append)
+    monkeypatch.setattr(actor.train.torch, "get_device", lambda: "cpu")
+    monkeypatch.setattr(actor.torch.distributed, "broadcast", lambda *_: None)
+    share: Any = SimpleNamespace(job=SimpleNamespace(run=run), suite="s", trial=lambda id_: trial)
+    for rank in (1, 0):
+        context = SimpleNamespace(get_world_rank=lambda rank=rank: rank, get_world_size=lambda: 2)
+        monkeypatch.setattr(actor.train, "get_context", lambda context=context: context)
+        reports.clear()
+        actor._worker_loop(share, trial, "tune/")()
+    told = [pickle.loads(report["epoch"])[2] for report in reports if "epoch" in report]
+    assert told == [("full", "process 1: full"), ()]
+    assert kv == {"tune/node/0": b"head", "tune/node/1": b"head"}

@@ -16,7 +16,7 @@ __all__ = ["here"]  # the fixture: suites are files of the current folder
 # Mistakes in an axis
 
 LABELS = "give values that are not a word or a number a label: `{label: value, ...}`"
-COLUMN = "is the name of a result column: give the axis another name, such as `variant`"
+COLUMN = "is the name of a column of tables: give the axis another name, such as `variant`"
 
 
 @pytest.mark.parametrize(

@@ -938,14 +938,14 @@ def test_a_metric_that_no_trial_has_is_said_in_a_line(results: Results, kind: st
     none = dataclasses.replace(results, rows=results.rows.assign(train_loss=None, test_accuracy=None))
     with pytest.raises(UserError, match=f"^made: cannot draw {kind}: no finished trial has a finite training loss$"):
         draw(kind, none, metric="train_loss")
-    assert available(kind, none) == "no finished trial has a finite test accuracy"
+    assert available(kind, none) == "no finished trial has a test accuracy"
 
 
 def test_trials_without_the_metric_are_named(results: Results) -> None:
     first = results.trials[0]
     rows = results.rows.assign(train_loss=results.rows["test_loss"].mask(results.rows["trial_id"] == first.id))
     said = [text for text, _ in texts(draw("ranking", dataclasses.replace(results, rows=rows), metric="train_loss"))]
-    assert f"finished trials without a finite training loss, not shown: {first.name}" in said
+    assert f"finished trials without finite training loss, not shown: {first.name}" in said
 
 
 @pytest.mark.parametrize("kind", sorted(OF_TRIALS))
@@ -956,7 +956,7 @@ def test_a_trial_with_an_infinite_loss_is_in_no_number_and_named(load_suite: Loa
     results = made(suite, trials, rows)
     assert first.id not in set(data.values(results, "test_loss", every_point=kind == "lr")["trial_id"])
     said = [text for text, _ in texts(draw(kind, results, metric="test_loss"))]
-    assert f"finished trials without a finite test loss, not shown: {first.name}" in said
+    assert f"finished trials without finite test loss, not shown: {first.name}" in said
     none = made(suite, trials, [row_of(trial, test_loss=math.inf) for trial in trials])
     with pytest.raises(UserError, match=f"^made: cannot draw {kind}: no finished trial has a finite test loss$"):
         draw(kind, none, metric="test_loss")

@@ -25,6 +25,7 @@ from raybench.grid import Trial
 from raybench.job import Job, prepare
 from raybench.plan import expand
 from raybench.records import EpochRow, Outcome, TrialRow, computed
+from raybench.registry import MODELS
 from raybench.settings import Resources
 from raybench.suite import load
 from raybench.weights import restored
@@ -69,6 +70,12 @@ class Heard:
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         assert trial.id not in self.outcomes, "a trial ended twice"
         self.outcomes[trial.id] = outcome
+
+
+@pytest.fixture(autouse=True)
+def own_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what a test's modules register from other files' tests."""
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
 
 
 def job_of(folder: Path, text: str) -> tuple[Job, list[Trial], tuple[str, ...]]:

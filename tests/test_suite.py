@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from raybench.errors import SuiteError
+from raybench.errors import SuiteError, UserError
 from raybench.plan import expand
 from raybench.registry import MODELS
-from raybench.suite import Suite, build, find_suite, load, shipped_suites
+from raybench.suite import Suite, build, find_dataset, find_suite, load, shipped_suites
 from raybench.yamlfile import Complaints
 
 BASE = {
@@ -595,3 +595,25 @@ def test_smoke_runs_are_apart() -> None:
     assert not {trial.id for trial in expand(plain)} & {trial.id for trial in expand(smoke)}
     assert all(trial.settings["train"]["smoke"] for trial in expand(smoke))
     assert suite("train.smoke=true").name == "s-smoke"
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "folder"),
+    [("digits", "digits", None), ("imagefolder/a/b", "imagefolder", "a/b"), ("parquet/./a/", "parquet", "a")],
+)
+def test_a_dataset_is_named_as_tables_name_it(word: str, name: str, folder: str | None) -> None:
+    found = find_dataset(word)
+    assert (found.name, found.folder) == (name, folder)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("svhn/test", "--dataset svhn/test: only imagefolder and parquet take a folder: give svhn alone"),
+        ("digitz", "unknown dataset 'digitz'; did you mean 'digits'?"),
+    ],
+)
+def test_a_dataset_that_cannot_be_named_so(word: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        find_dataset(word)
+    assert str(error.value).startswith(message)

@@ -243,7 +243,8 @@ def plan(
         grid.add_row(*map(str, (*cell, *point)), *stage, str(len(members)), str(ended), str(len(members) - ended))
     out.print(grid)
     planned, ended = choice.planned(), sum(is_done(loaded, trial, known) for trial in trials)
-    out.print(f"{counted(planned, 'trial')} ({sizes(loaded)}), {ended} done, {planned - ended} to run", soft_wrap=True)
+    left = f"{ended:,} done, {planned - ended:,} to run"
+    out.print(f"{counted(planned, 'trial')} ({sizes(loaded)}), {left}", soft_wrap=True)
     if len(trials) < planned:
         out.print(f"{len(trials)} of them are known by now: the others follow from how these end")
     needs: Counter[str] = Counter()

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from raybench.errors import UserError
-from raybench.figures.results import METRICS, Results, check_metric, collect, finished, listed_axes, lr_axis, values
+from raybench.figures.results import Results, check_metric, collect, described, finished, listed_axes, lr_axis, values
 from raybench.figures.style import save, styled, svg
 from raybench.registry import PLOTS
 
@@ -54,7 +54,7 @@ def _lacking(kind: str, results: Results, options: Mapping[str, Any]) -> str | N
     if kind in OF_TRIALS:
         metric = check_metric(options.get("metric") or "test_accuracy")
         if values(results, metric, every_point=kind == "lr").empty:
-            return f"no finished trial has a finite {METRICS[metric][0]}"
+            return f"no finished trial has a {described(metric)}"
     named = [options[name] for name in AXES.get(kind, ()) if options.get(name)]
     free = [axis for axis in listed_axes(results) if axis not in named]
     count = len(AXES.get(kind, ())) - len(named)

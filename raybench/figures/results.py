@@ -196,6 +196,11 @@ def check_metric(metric: str) -> str:
     return metrics.METRICS[metrics.find_metric(metric, metrics.STORED)].column
 
 
+def described(metric: str) -> str:
+    """Return what a trial has that is drawn: of losses, those that are infinite are not."""
+    return f"{'finite ' * metric.endswith('loss')}{METRICS[metric][0]}"
+
+
 def titled(metric: str, between: str = "\n") -> str:
     """Return the title of an axis: the metric, and its unit."""
     name, unit = METRICS[check_metric(metric)]
@@ -251,7 +256,7 @@ def doubts(results: Results, metric: str | None = "test_accuracy") -> list[str]:
         lines.append(metrics.selection(best_of(results.trials)))
     if metric:
         empty = set(results.rows["trial_id"][metrics.finite(results.rows[metric]).isna()])
-        lines += without([trial for trial in finished(results) if trial.id in empty], f"a finite {METRICS[metric][0]}")
+        lines += without([trial for trial in finished(results) if trial.id in empty], described(metric))
     done = {trial.id for trial in finished(results)}
     names, seeds = axes(results), len(results.seeds or results.suite.axis("seed").labels)
     short = []
