@@ -138,4 +138,5 @@ class Keeper:
         if not self.has_warned:
             self.has_warned = True
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = reason.replace(self.file[0], "TRIAL")  # what a storage says of many trials is one warning
             self.warn(f"its checkpoint in {self.checkpoints.uri} {what}: {reason}")

@@ -101,6 +101,7 @@ def test_a_group_whose_peer_has_gone_names_the_nodes_and_leaves_no_key(
     monkeypatch.setattr(actor.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "tune"))
     monkeypatch.setattr(actor, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=lost))
     monkeypatch.setattr(actor, "TuneReportCallback", lambda: None)
+    monkeypatch.setattr(actor.train, "RunConfig", lambda **_: None)
     monkeypatch.setattr(actor.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
     kv.put("another/stop", b"1", actor.KV)
     share: Any = SimpleNamespace(use_gpu=False, storage="")

@@ -61,7 +61,7 @@ def test_notes_on_weights_are_shown_at_the_start(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "noted  ",
+        "noted",
         "2 trials (model 1 x augmentation 2 x seed 1): 0 finished, 2 to run",
         "WARNING: timm:resnet10t: random weights (pretrained: true for those of the hub, pretrained: false if that is"
         " meant)",
@@ -126,7 +126,9 @@ def run_here(job: Job, trial: Trial, listener: Any) -> None:
 
     listener.started(trial)
     try:
-        outcome = job.run(trial, begun=begun.append, report=report)
+        outcome = job.run(
+            trial, begun=begun.append, report=report, warn=lambda warning: listener.warned(trial, warning)
+        )
     except Stop:
         listener.stopped(trial)
     else:
@@ -303,6 +305,24 @@ def test_a_checkpoint_outlives_what_is_not_the_trials_fault(
     assert end == "finished" and len(store.read()[0]) == 4
     assert dropped == [(2, 1), (3, 1)]
     assert said == [f"s{seed}: its checkpoint stays in {tmp_path / 'kept'}: no route" for seed in (2, 3)]
+
+
+def test_a_warning_of_many_trials_is_said_once_and_counted(
+    tmp_path: Path, ray_free: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_free()
+    said: list[str] = []
+    monkeypatch.setattr(Watch, "say", lambda self, line: said.append(line))
+    gone = Checkpoints(str(tmp_path / "gone"), seconds=0)
+    text = (
+        "name: s\ndataset: {name: digits, train_size: 100, test_size: 50}\nmodel: mlp\nrepeat: {seed: 3}\n"
+        "train: {epochs: 2}\n"
+    )
+    assert run_suite(tmp_path, text, checkpoints=gone)[0] == "finished"
+    first, last = said
+    head, warning = first.split(": ", 1)
+    assert head == "s0" and warning.startswith(f"its checkpoint in {gone.uri} is not kept: FileNotFoundError: ")
+    assert last == f"2 further trials: {warning}"
 
 
 def test_a_smoke_run_searches_and_confirms(tmp_path: Path, ray_free: Any) -> None:
