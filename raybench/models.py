@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -48,7 +49,9 @@ def check(model: ModelSettings, shape: Shape, classes: int) -> nn.Module | None:
     builder = _builder(model)  # outside: what importing makes must not land on the meta device
     device = "meta" if model.name.startswith(TIMM) or math.prod(shape[1:]) > 64 * 64 else "cpu"
     try:
-        with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad(), warnings.catch_warnings():
+            # Of weights that a builder loads itself: the meta device takes none.
+            warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
             network = builder(shape, classes, **model.options).eval()
             logits = network(torch.zeros(2, *shape))
     except _MISFIT as error:

@@ -421,6 +421,17 @@ def test_networks_for_large_images_are_checked_without_their_numbers(monkeypatch
     assert devices == {64: "cpu", 65: "meta"}
 
 
+def test_a_network_that_loads_its_own_weights_is_checked_in_silence(monkeypatch):
+    def builder(shape, classes, **options):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+        network.load_state_dict({"1.weight": torch.zeros(classes, math.prod(shape), device="cpu"), "1.bias": bias})
+        return network
+
+    bias = torch.zeros(10)
+    monkeypatch.setitem(MODELS._entries, "loaded", builder)
+    assert models.check(ModelSettings(name="loaded"), (3, 65, 65), 10) is not None
+
+
 def test_a_mistake_that_speaks_of_meta_is_one(monkeypatch):
     def builder(shape, classes, **options):
         raise ValueError("meta_dim must be at most 2")
