@@ -86,3 +86,11 @@ confirm: none
 repeat: {seed: 3}
 """
 """Axes of every type of column."""
+SLASHES = """
+name: s
+dataset: {name: digits}
+model: mlp
+compare: {v: {x/y: {}, x: {lr: 0.1}}, w: {z: {}, y/z: {train.batch_size: 8}}}
+repeat: {seed: 3}
+"""
+"""Two of the four cells are called x/y/z."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import objects
+from made import SLASHES, objects
 
 from raybench import plan, stats
 from raybench.cells import find_cells
@@ -251,16 +251,6 @@ def test_a_pair_that_is_named_again_counts_once(make: Make) -> None:
 def test_a_cell_is_not_compared_with_itself(make: Make) -> None:
     with pytest.raises(UserError, match=r"^--pairs mlp/none mlp/none: is one cell: name two$"):
         make(pairs=[("mlp/none", "mlp/none")])
-
-
-SLASHES = """
-name: s
-dataset: {name: digits}
-model: mlp
-compare: {v: {x/y: {}, x: {lr: 0.1}}, w: {z: {}, y/z: {train.batch_size: 8}}}
-repeat: {seed: 3}
-"""
-"""Two of the four cells are called x/y/z."""
 
 
 def of_slashes(trial: Trial) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made import objects, row_of
+from made import SLASHES, objects, row_of
 
 from raybench import plan
 from raybench import suite as suites
@@ -395,20 +395,10 @@ def test_a_pivot_has_a_group_of_columns_per_value(grid: Any) -> None:
     ]  # fmt: skip
 
 
-SLASHES = """
-name: s
-dataset: {name: digits}
-model: mlp
-compare: {v: {x/y: {}, x: {lr: 0.1}}, w: {z: {}, y/z: {train.batch_size: 8}}}
-repeat: {seed: 1}
-"""
-"""Two of the four cells are called x/y/z."""
-
-
 def test_values_that_are_called_the_same_are_not_one_column(tmp_path: Path) -> None:
     suite, trials = load(tmp_path, SLASHES)
     rows = frame([finished(trial, 0.5) for trial in trials])
-    assert [row["n"] for row in objects(summarize(rows, suite, trials))] == [1] * 4
+    assert [row["n"] for row in objects(summarize(rows, suite, trials))] == [3] * 4
     with pytest.raises(UserError) as error:
         summarize(rows, suite, trials, View(rows=("seed",), columns=("v", "w")))
     assert str(error.value) == (
