@@ -1,30 +1,26 @@
 """Numbers that cannot be: rows of a table, published or measured, that no experiment can have given, and why.
 
-A printed number stands for an interval, half a unit of its last decimal to either side; a row is named only if no
-accuracies whatsoever would print it. That is the reasoning of GRIM (Brown and Heathers, Soc. Psychol. Personal. Sci. 8,
-2017: the mean of n counts is a multiple of 1 / n), of GRIMMER (Anaya, PeerJ Preprints 4:e2400, 2016: the same for
-standard deviations) and of SPRITE (Heathers and others, PeerJ Preprints 6:e26968, 2018: the samples behind statistics).
-Only `sameness` is a matter of chance. `check_suite`, `check_trials` and `check_class_report` are what a command needs.
+A printed number stands for an interval (`raybench.printed`); a row is named only if no accuracies whatsoever would
+print it. That is the reasoning of GRIM (Brown and Heathers, Soc. Psychol. Personal. Sci. 8, 2017: the mean of n counts
+is a multiple of 1 / n), of GRIMMER (Anaya, PeerJ Preprints 4:e2400, 2016: the same for standard deviations) and of
+SPRITE (Heathers and others, PeerJ Preprints 6:e26968, 2018: the samples behind statistics). Only `sameness` is a matter
+of chance. `check_suite` and `check_trials` are what a command needs.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from decimal import Decimal, InvalidOperation
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
-from raybench.errors import UserError
+from raybench.printed import ANY, Finding, Number, Row, count_of, decimals_of, not_a_share, not_whole, read, spelled
 from raybench.records import FINISHED, OWN_COLUMN, TrialRow
 from raybench.suite import Reference, Suite
 
-SLACK = 1e-7
-"""Beyond half a unit: what a share loses as a 32-bit float before it is printed."""
 EXACT = 6
 """Decimals to which measured numbers are read, more than tables show."""
 DENOMINATORS = (0, 1)
@@ -35,96 +31,7 @@ DISAGREEMENT = 0.02
 """Share of the test images, at least, that one of two different training runs has right and the other wrong."""
 RARE = 1e-3
 """Equal accuracies are named where chance gives them less often."""
-WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 SHARES = ("min", "mean", "max")
-
-Row = Mapping[str, Any]
-"""A row of a table: labels, and numbers or their printed texts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is wrong with a row, or with several together."""
-
-    where: dict[str, Any]
-    """The labels of the row, or those that the rows share."""
-    reason: str
-
-    def __str__(self) -> str:
-        labels = ", ".join(f"{name}={label}" for name, label in self.where.items())
-        return f"{labels}: {self.reason}" if labels else self.reason
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A printed number, and the interval of the values that print so."""
-
-    text: str
-    low: float
-    high: float
-    decimals: int = 0
-
-    def __str__(self) -> str:
-        return self.text
-
-    def format(self, *values: float) -> str:
-        """Return a value, or a range of values, with as many decimals as this number has."""
-        return " to ".join(dict.fromkeys(f"{value:.{self.decimals}f}" for value in values))
-
-    def whole(self, of: int) -> bool:
-        """Return whether a multiple of ``1 / of`` is printed so."""
-        return math.ceil(self.low * of) <= math.floor(self.high * of)
-
-    def beside(self, of: int, what: str) -> str:
-        """Return the multiples of ``1 / of`` next to this number: ``30 right are 0.83 and 31 right are 0.86``."""
-        below = math.floor(float(self.text) * of)
-        return " and ".join(f"{k:,} {what} are {self.format(k / of)}" for k in (below, below + 1))
-
-
-ANY = Number("any", 0.0, 1.0)
-"""A share that is not given."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Printed numbers
-
-
-def read(value: Any, name: str, decimals: int | None = None) -> Number | None:
-    """Return the printed number ``value``: a text says its decimals itself; None and NaN are no number."""
-    if value is None or value is pd.NA or value != value:
-        return None
-    if isinstance(value, str) or decimals is None:
-        decimals = _decimals(value, name)
-    half = 0.5 * 10.0**-decimals + SLACK
-    return Number(f"{float(value):.{decimals}f}", float(value) - half, float(value) + half, decimals)
-
-
-def _whole(value: Any, name: str) -> int | None:
-    """Return the count ``value``: none if it is missing, as in `read`."""
-    number = read(value, name)
-    if number and float(value) % 1:
-        raise UserError(f"{name}: {value!r} is not a whole number")
-    return int(float(value)) if number else None
-
-
-def _decimals(value: Any, name: str) -> int:
-    """Return the decimals of a printed text, or the fewest that write the number ``value``."""
-    try:
-        exact = Decimal(value) if isinstance(value, str) else Decimal(repr(float(value))).normalize()
-        return max(0, -int(exact.as_tuple().exponent))
-    except (InvalidOperation, ValueError, TypeError):
-        raise UserError(f"{name}: {value!r} is not a number") from None
-
-
-def decimals_of(rows: Sequence[Row], columns: Iterable[str]) -> dict[str, int]:
-    """Return the decimals to which each column was printed: the most that any of its numbers needs.
-
-    A suite file holds numbers, not texts, and 0.690 is the number 0.69. Tables have one format per column, so 0.69
-    among numbers of three decimals was printed 0.690. Where all numbers end in 0 a decimal is missed, which only widens
-    the intervals; where one column holds rows of different tables, some are read as more precise than they were.
-    """
-    needed = {name: [_decimals(row[name], name) for row in rows if read(row.get(name), name)] for name in columns}
-    return {name: max(found) for name, found in needed.items() if found}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,30 +57,17 @@ def check_row(
     places = decimals or {}
     given = {key: read(row.get(key), key, places.get(key)) for key in (*SHARES, "std", "epochs")}
     shares = {key: number for key in SHARES if (number := given[key])}
-    n = _whole(row.get("n"), "n")
-    if outside := [reason for key, number in shares.items() for reason in _outside(key, number)]:
+    n = count_of(row.get("n"), "n")
+    if outside := [reason for key, number in shares.items() for reason in not_a_share(key, number)]:
         return outside  # percent, perhaps: all else would follow from that
     reasons = _order(n, shares) or _spread(n, shares, given["std"], ddof)
     if test_size:
         for key, number in shares.items():
-            reasons += _granularity(key, number, test_size, runs=n if key == "mean" else 1)
+            reasons += not_whole(key, number, test_size, runs=n if key == "mean" else 1)
     epochs = given["epochs"]
     if n and epochs and not epochs.whole(n):
-        reasons.append(f"epochs {epochs} cannot be: in {_count(n, 'run')} {epochs.beside(n, 'epochs')}")
+        reasons.append(f"epochs {epochs} cannot be: in {spelled(n, 'run')} {epochs.beside(n, 'epochs')}")
     return reasons
-
-
-def _outside(name: str, number: Number) -> list[str]:
-    inside = number.low <= 1 and number.high >= 0
-    return [] if inside else [f"{name} {number} cannot be: it is a share, between 0 and 1"]
-
-
-def _granularity(name: str, number: Number, images: int, runs: int | None = 1) -> list[str]:
-    """Say if no whole number of right answers, in all ``runs`` together, gives the accuracy."""
-    if not runs or number.whole(of := runs * images):
-        return []
-    answers = _count(images, "image") if runs == 1 else f"{runs} x {_count(images, 'image')}"
-    return [f"{name} {number} cannot be: of {answers} {number.beside(of, 'right')}"]
 
 
 def _order(n: int | None, shares: Mapping[str, Number]) -> list[str]:
@@ -273,15 +167,11 @@ def _off_middle(n: int, a: float, maxima: tuple[float, float], c: float) -> floa
     return (b - a) ** 2 / 2 + weight * (c - (a + b) / 2) ** 2
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{WORDS[number] if number < len(WORDS) else f'{number:,}'} {noun}{'' if number == 1 else 's'}"
-
-
 def _values(n: int | None, shares: Mapping[str, Number]) -> str:
     """Say what is known of the values: ``five values from 0.634 to 0.686 with mean 0.653``."""
     words = (("from", "min"), ("to" if "min" in shares else "up to", "max"), ("with mean", "mean"))
     known = [f"{word} {shares[key]}" for word, key in words if key in shares]
-    return " ".join([_count(n, "value") if n else "values", *known])
+    return " ".join([spelled(n, "value") if n else "values", *known])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -306,7 +196,7 @@ def check_rows(
         reasons = check_row(row, decimals=decimals, test_size=test_size, ddof=ddof)
         findings += [Finding(where, reason) for reason in reasons]
         accuracy = read(row.get("mean"), "mean", decimals.get("mean"))
-        n = _whole(row.get("n"), "n")
+        n = count_of(row.get("n"), "n")
         if accuracy and (n == 1 or (n is None and pd.isna(row.get("std")))):
             single.append((where, accuracy))
     if reason := sameness([accuracy for _, accuracy in single], test_size):
@@ -338,7 +228,7 @@ def check_trials(rows: pd.DataFrame) -> list[Finding]:
         accuracy = read(row["test_accuracy"], "test_accuracy", EXACT)
         if accuracy and row["status"] in FINISHED and not train.get("smoke"):
             accuracies.append(accuracy)
-            sizes.add(_whole(row["test_images"], "test_images"))
+            sizes.add(count_of(row["test_images"], "test_images"))
     if reason := sameness(accuracies, sizes.pop() if len(sizes) == 1 else None):
         findings.append(Finding({}, reason))
     return findings
@@ -353,13 +243,13 @@ def _trial(row: Mapping[Any, Any], planned: int | None) -> list[str]:
         ("test_accuracy", "test_images"),
     ):
         if accuracy := read(row[name], name, EXACT):
-            size = _whole(row[images], images) if images else None
-            reasons += _outside(name, accuracy) or (_granularity(name, accuracy, size) if size else [])
+            size = count_of(row[images], images) if images else None
+            reasons += not_a_share(name, accuracy) or (not_whole(name, accuracy, size) if size else [])
     epochs = int(row["epochs"])
     if planned is not None and epochs > planned:
-        reasons.append(f"trained {_count(epochs, 'epoch')} where {planned} were planned")
+        reasons.append(f"trained {spelled(epochs, 'epoch')} where {planned} were planned")
     if not pd.isna(row["best_epoch"]) and not 1 <= row["best_epoch"] <= epochs:
-        reasons.append(f"best_epoch {row['best_epoch']:.0f} cannot be: it trained {_count(epochs, 'epoch')}")
+        reasons.append(f"best_epoch {row['best_epoch']:.0f} cannot be: it trained {spelled(epochs, 'epoch')}")
     if row["status"] in FINISHED and pd.isna(row["test_accuracy"]):
         reasons.append(f"{row['status']}, but has no test_accuracy")
     return reasons
@@ -387,152 +277,6 @@ def sameness(accuracies: Sequence[Number], test_size: int | None = None) -> str 
     if (unit / (math.sqrt(2 * math.pi) * scatter)) ** (k - 1) / math.sqrt(k) > RARE:
         return None
     return (
-        f"accuracy {accuracies[0]} in all {_count(k, 'row')}: runs that differ agree so in fewer than one of"
+        f"accuracy {accuracies[0]} in all {spelled(k, 'row')}: runs that differ agree so in fewer than one of"
         f" {1 / RARE:,.0f} tables; what was measured may never have changed"
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Class reports
-
-METRICS = ("precision", "recall", "f1")
-AVERAGES = ("micro avg", "macro avg", "weighted avg", "samples avg")
-OF_SOME = {"micro avg", "samples avg"}
-"""Averages that scikit-learn prints where a report is of some of the classes, or images have several."""
-OTHERS = 10**9
-"""Images of other classes, at most, where a report is of some of the classes: it does not say how many there were."""
-Ranges = dict[str, tuple[float, float]]
-"""Of a class: what each metric can be, and how many images can be ``called`` so."""
-
-
-def read_class_report(text: str, source: str) -> list[dict[str, Any]]:
-    """Return the rows of a class report as `check_class_report` takes them, from what scikit-learn prints.
-
-    Where not one image is right, it prints the support as 36.0.
-
-    Raises:
-        UserError: with ``source``, for a line that is no row of one.
-    """
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if row := re.fullmatch(r"\s*(\S.*?)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\d+(?:\.0+)?)\s*", line):
-            rows.append(dict(zip(("class", *METRICS, "support"), row.groups(), strict=True)))
-        elif len(words) == 3 and words[0] == "accuracy":
-            rows.append({"class": "accuracy", "f1": words[1], "support": words[2]})
-        elif words and words != ["precision", "recall", "f1-score", "support"]:
-            raise UserError(f"{source}, line {number}: must be a class with precision, recall, F1 and support")
-    if not rows:
-        raise UserError(f"{source}: no class report in it, as scikit-learn's classification_report prints one")
-    return rows
-
-
-def check_class_report(rows: Sequence[Row]) -> list[Finding]:
-    """Return what is wrong with a report of precision, recall and f1 per class, such as scikit-learn prints.
-
-    Each class must have whole numbers of right answers and of predictions that give its three numbers, f1 being
-    2 * precision * recall / (precision + recall). Together these must make the accuracy and the averages, and as many
-    predictions as there are images. scikit-learn has ``micro avg`` in place of the accuracy where it was asked for some
-    of the classes, or where images have several: then other images can be taken for these too, and predictions are any
-    number. Nothing but an image's own answers says what ``samples avg`` can be.
-
-    Args:
-        rows: a row per class: ``class``, ``precision``, ``recall``, ``f1`` (numbers or printed texts, None where not
-            legible) and ``support``; then, where given, the rows whose ``class`` is ``accuracy`` (its number stands
-            under ``f1``, as it is printed) and `AVERAGES`.
-    """
-    places = decimals_of(rows, METRICS)
-    report = {str(row["class"]): {key: read(row.get(key), key, places.get(key)) for key in METRICS} for row in rows}
-    supports = {str(row["class"]): _whole(row.get("support"), "support") for row in rows}
-    classes = {}
-    for name in report:
-        if name not in ("accuracy", *AVERAGES):
-            if (support := supports[name]) is None:
-                raise UserError(f"class report: class {name} has no support")
-            classes[name] = support
-    images = sum(classes.values())
-    judged = OTHERS if OF_SOME & report.keys() else images
-    outside = [
-        Finding({"class": name}, reason)
-        for name, numbers in report.items()
-        for key, number in numbers.items()
-        if number
-        for reason in _outside(key, number)
-    ]
-    if outside:
-        return outside
-
-    findings, possible = [], []
-    for name, support in classes.items():
-        given = {key: number or ANY for key, number in report[name].items()}
-        ranges = _class_ranges(judged, support, **given)
-        if not ranges:
-            findings.append(Finding({"class": name}, _class_reason(judged, support, **given)))
-            ranges = {key: (number.low, number.high) for key, number in given.items()} | {"called": (0, judged)}
-        possible.append((support, ranges))
-    for name in report:
-        if name not in classes and (support := supports[name]) not in (None, images):
-            findings.append(Finding({}, f"{name} support {support:,} cannot be: the classes have {images:,} images"))
-    return findings + [Finding({}, reason) for reason in _totals(report, possible)]
-
-
-def _class_ranges(images: int, support: int, precision: Number, recall: Number, f1: Number) -> Ranges:
-    """Return what a class of ``support`` images can have that is printed so; nothing if it cannot be.
-
-    Of the predictions, a whole number, ``right`` are right; 0 / 0 is 0, as scikit-learn has it.
-    """
-    found: dict[str, list[float]] = {key: [] for key in (*METRICS, "called")}
-    for right in range(max(0, math.ceil(recall.low * support)), min(support, math.floor(recall.high * support)) + 1):
-        least, most = float(right), float(right + images - support)
-        if right:
-            least = max(least, right / precision.high, 2 * right / f1.high - support)
-            most = min(most, right / precision.low) if precision.low > 0 else most
-            most = min(most, 2 * right / f1.low - support) if f1.low > 0 else most
-        elif precision.low > 0 or f1.low > 0:
-            continue
-        if math.ceil(least) <= math.floor(most):
-            for called in (math.ceil(least), math.floor(most)):
-                found["called"].append(called)
-                found["precision"].append(right / max(1, called))
-                found["recall"].append(right / max(1, support))
-                found["f1"].append(2 * right / max(1, called + support))
-    return {key: (min(values), max(values)) for key, values in found.items() if values}
-
-
-def _class_reason(images: int, support: int, precision: Number, recall: Number, f1: Number) -> str:
-    """Say which number of an impossible class contradicts those before it."""
-    if not _class_ranges(images, support, ANY, recall, ANY):
-        return _granularity("recall", recall, support)[0]
-    ranges = _class_ranges(images, support, precision, recall, ANY)
-    if not ranges:
-        return f"precision {precision} cannot be: with recall {recall} no whole number of predictions gives it"
-    return f"f1 {f1} cannot be: precision {precision} and recall {recall} give {f1.format(*ranges['f1'])}"
-
-
-def _totals(report: Mapping[str, Mapping[str, Number | None]], classes: Sequence[tuple[int, Ranges]]) -> list[str]:
-    """Say which of accuracy, averages and number of predictions the classes cannot give."""
-    images = sum(support for support, _ in classes)
-    least, most = (sum(ranges["called"][end] for _, ranges in classes) for end in (0, 1))
-    fewest, right = (sum(support * ranges["recall"][end] for support, ranges in classes) for end in (0, 1))
-    pooled = {  # of all classes together; their recall is weighted by support
-        "precision": (fewest / max(1, most), min(1.0, right / max(1, least))),
-        "f1": (2 * fewest / max(1, most + images), min(1.0, 2 * right / max(1, least + images))),
-    }
-    averages = [(name, key, key) for name in AVERAGES if name != "samples avg" for key in METRICS]
-    reasons = []
-    for name, column, metric in (("accuracy", "f1", "recall"), *averages):
-        weights = [1 if name == "macro avg" else support for support, _ in classes]
-        ends = [
-            sum(w * ranges[metric][end] for w, (_, ranges) in zip(weights, classes, strict=True)) / max(1, sum(weights))
-            for end in (0, 1)
-        ]
-        if name == "micro avg":
-            ends = [*pooled.get(metric, ends)]
-        number = report.get(name, {}).get(column)
-        if number and (ends[1] < number.low or ends[0] > number.high):
-            what = name if name == "accuracy" else f"{name} {column}"
-            reasons.append(f"{what} {number} cannot be: the {metric} of the classes gives {number.format(*ends)}")
-    if not OF_SOME & report.keys() and not least <= images <= most:
-        made = " to ".join(dict.fromkeys((f"{least:,.0f}", f"{most:,.0f}"))) + " predictions"
-        reasons.append(f"precision and recall cannot all be: they make {made} for {_count(images, 'image')}")
-    return reasons

@@ -24,6 +24,8 @@ from raybench.settings import TrialSettings
 from raybench.store import Store
 from raybench.suite import Suite
 
+REPORTS = Path(__file__).parents[2] / "shared" / "reports"
+
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -215,3 +217,16 @@ def bucket(storage: Storage) -> str:
     name = f"tests-{uuid.uuid4().hex[:8]}"
     fs.FileSystem.from_uri(f"s3://{name}?allow_bucket_creation=true")[0].create_dir(name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def report_text() -> Callable[[str], str]:
+    """``report_text("003")`` is the text of a report that suites are of; where it is missing, the test is skipped."""
+
+    def text(number: str) -> str:
+        paths = list(REPORTS.glob(f"{number}_*.txt"))
+        if not paths:
+            pytest.skip(f"the text of report {number} is not in {REPORTS}")
+        return paths[0].read_text(encoding="utf-8")
+
+    return text

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,6 @@ from raybench.store import Store
 from raybench.suite import Suite, json_schema, load, report_of, shipped_suites
 from raybench.summarize import PUBLISHED
 from raybench.yamlfile import parse_yaml
-
-REPORTS = Path(__file__).parents[2] / "shared" / "reports"
 
 every_suite = pytest.mark.parametrize("path", shipped_suites().values(), ids=lambda path: path.stem)
 
@@ -71,15 +70,12 @@ def test_a_suite_that_extends_others_trains_the_same_trials(path: Path) -> None:
 
 
 @every_suite
-def test_published_numbers_are_those_of_the_report(path: Path) -> None:
+def test_published_numbers_are_those_of_the_report(path: Path, report_text: Callable[[str], str]) -> None:
     """The statistics of a row stand in one line of the report, as shares or in percent."""
     suite = load(path)
     if not suite.reference:
         pytest.skip("publishes no numbers")
-    texts = list(REPORTS.glob(f"{report_of(suite)}_*.txt"))
-    if not texts:
-        pytest.skip(f"the text of report {report_of(suite)} is not in {REPORTS}")
-    lines = [numbers_of(line) for line in texts[0].read_text(encoding="utf-8").splitlines()]
+    lines = [numbers_of(line) for line in report_text(report_of(suite)).splitlines()]
     for row in suite.reference:
         printed = {row[key] for key in ("mean", "std", "min", "max") if key in row}
         assert any(printed <= line for line in lines), f"no line has the numbers of {row}"

@@ -150,7 +150,8 @@ def check(suite: str, results: str | Path, test_size: int | None, class_report: 
     The suite's `reference` rows are checked by arithmetic alone, and what is stored of its last run, if anything.
     Exit status 1 if anything was found.
     """
-    from raybench.check import AVERAGES, check_class_report, check_suite, check_trials, read_class_report
+    from raybench.check import check_suite, check_trials
+    from raybench.classreport import AVERAGES, check_class_report, read_class_report
     from raybench.grid import counted
     from raybench.objects import place
     from raybench.suite import find_suite, load
