@@ -115,8 +115,12 @@ def _all(trials: ray.ObjectRef) -> dict[str, Trial]:
     return ray.get(trials)
 
 
-class MemoryKill(ray.exceptions.RayActorError):  # type: ignore[misc]
-    """Ray's memory monitor killed the actor; what Ray raises itself, Tune does not take for the end of an actor."""
+class ActorEnded(ray.exceptions.RayActorError):  # type: ignore[misc]
+    """The end of an actor by a ``cause`` that Tune does not take for one, such as a kill by Ray's memory monitor."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(error_msg=str(cause))
+        self.cause = cause
 
 
 def lost_row(trial: Trial, error: Exception) -> tuple[TrialRow, frozenset[str]]:
@@ -124,8 +128,9 @@ def lost_row(trial: Trial, error: Exception) -> tuple[TrialRow, frozenset[str]]:
 
     A node that goes takes its processes with it, and Ray may miss them first.
     """
+    error = error.cause if isinstance(error, ActorEnded) else error
     row, nowhere = failed(planned_row(trial), error), frozenset[str]()
-    if isinstance(error, MemoryKill | ray.exceptions.OutOfMemoryError):
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
         return dataclasses.replace(row, error_class="out_of_memory"), nowhere
     if not _is_gone(error):
         return row, nowhere

@@ -353,6 +353,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             if "The actor never ran" in str(error):
                 self.running.discard(known.id)  # no fault of the trial: the next round starts it again
             else:
+                if known.id not in self.running:  # its process never came up: that was a start too
+                    self.starts[known.id] += 1
                 row, nodes = lost_row(known, error)
                 self._arrived(known.id, Outcome(row=row), nodes)
 

@@ -28,7 +28,7 @@ from ray.tune.execution import tune_controller  # private
 from ray.tune.execution.class_cache import _ActorClassCache  # private
 from ray.tune.progress_reporter import TrialProgressCallback
 
-from raybench.actor import MemoryKill
+from raybench.actor import ActorEnded
 
 
 def speak(verbose: bool) -> None:
@@ -41,8 +41,10 @@ def speak(verbose: bool) -> None:
 
 
 class ActorManager(RayActorManager):  # type: ignore[misc]
-    """Gives the tasks of a trial its name, and lets a kill by Ray's memory monitor end one trial: as the base does not
-    know the error, it would end fit()."""
+    """Gives the tasks of a trial its name, and lets whatever ends an actor, or keeps it from starting, end one trial.
+
+    At an error that the base does not know, such as a kill by Ray's memory monitor, fit() would end.
+    """
 
     def add_actor(self, cls: Any, kwargs: dict[str, Any], *args: Any, **more: Any) -> Any:
         tracked = super().add_actor(cls, kwargs, *args, **more)
@@ -61,10 +63,17 @@ class ActorManager(RayActorManager):  # type: ignore[misc]
         finally:
             self._live_actors_to_ray_actors_resources[tracked] = live
 
+    def _actor_start_failed(self, tracked_actor: Any, exception: Exception) -> None:
+        super()._actor_start_failed(tracked_actor=tracked_actor, exception=_known(exception))
+
     def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, ray.exceptions.OutOfMemoryError):
-            exception = MemoryKill(error_msg=str(exception))
-        super()._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=exception)
+        super()._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=_known(exception))
+
+
+def _known(error: Exception) -> Exception:
+    """Return an error that Tune knows: of a task, or of an actor that has ended."""
+    known = ray.exceptions.RayActorError | ray.exceptions.RayTaskError
+    return error if isinstance(error, known) else ActorEnded(error)
 
 
 class ActorClasses(_ActorClassCache):  # type: ignore[misc]

@@ -599,7 +599,7 @@ def test_where_the_rest_of_the_nodes_has_no_room_it_says_so_once(tmp_path, monke
 
 
 def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypatch) -> None:
-    """Ray's memory monitor ends fit() itself; here fit() fails as it does then."""
+    """What Ray raises in Tune's own loop ends fit()."""
     from raybench import schedule
 
     job, trials, _ = job_of(tmp_path, SAME)
@@ -617,7 +617,7 @@ def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypat
                 trial = type("T", (), {"config": {"id": trial_id}})
                 self.watcher.on_trial_start(0, [], trial)
                 if trial_id == bad.id:
-                    raise RuntimeError("1 worker(s) were killed due to the node running low on memory")
+                    raise RuntimeError("a placement group is gone")
                 outcome = pickle.dumps((Outcome(row=schedule.planned_row(self.watcher.open[trial_id])), None))
                 self.watcher.on_trial_result(0, [], trial, {"outcome": outcome})
 
@@ -629,7 +629,37 @@ def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypat
     assert set(heard.outcomes) == {trial.id for trial in trials}
     row = heard.outcomes[bad.id].row
     assert (row.status, row.error_class) == ("failed", "crashed") and row.attempts == 3
-    assert row.error == ("lost 3 times: RuntimeError: 1 worker(s) were killed due to the node running low on memory")
+    assert row.error == "lost 3 times: RuntimeError: a placement group is gone"
+
+
+def test_a_process_that_does_not_come_up_costs_one_trial_a_start(cluster, tmp_path, monkeypatch) -> None:
+    """Ray's memory monitor may kill it before it is asked anything; Tune keeps only errors of actors and of tasks."""
+    from ray.exceptions import OutOfMemoryError, RuntimeEnvSetupError
+
+    from raybench import schedule, tuneparts
+
+    job, trials, _ = job_of(tmp_path, SAME.replace("epochs: 3", "epochs: 1"))
+    causes = [OutOfMemoryError("the node is low on memory"), RuntimeEnvSetupError("no such package")]
+    resolved = tuneparts.ActorManager._actor_start_resolved
+
+    def start_resolved(self: object, tracked_actor: object, future: object) -> None:
+        if causes:
+            self._actor_start_failed(tracked_actor=tracked_actor, exception=causes.pop(0))
+        else:
+            resolved(self, tracked_actor=tracked_actor, future=future)
+
+    monkeypatch.setattr(tuneparts.ActorManager, "_actor_start_resolved", start_resolved)
+    heard = Heard()
+    schedule.run(job, trials, heard, cluster, max_concurrent=2)
+    assert {outcome.row.status for outcome in heard.outcomes.values()} == {"completed"}
+    assert sorted(reason for _, reason in heard.losses) == [
+        "its process died (1 of 3): starts again",
+        "out of memory: starts again at the end, alone",
+    ]
+    lost = {name for name, _ in heard.losses}
+    assert {trial.name: heard.outcomes[trial.id].row.attempts for trial in trials} == {
+        trial.name: 1 + (trial.name in lost) for trial in trials
+    }
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
