@@ -44,7 +44,7 @@ from ray.tune.trainable.function_trainable import wrap_function  # private
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.queue import Empty
 
-from raybench import gauges
+from raybench import gauges, replay
 from raybench.connect import needs_of
 from raybench.grid import Trial
 from raybench.job import Job
@@ -269,9 +269,11 @@ def _in_this_process(share: Share, trial: Trial) -> None:
 
 def device_failure(device: str) -> RuntimeError | None:
     """Return what a GPU says to this process, where it is of no more use to it: after a fault on the device, every
-    further call fails."""
+    further call fails, and after a recording that CUDA refused, every further recording."""
     if not device.startswith("cuda"):
         return None
+    if replay.spoilt:
+        return RuntimeError(replay.spoilt[0])
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:

@@ -14,6 +14,10 @@ from torch import Tensor
 WARM_UP = 3
 """Calls before the recording: libraries choose their kernels in them, and optimizers make their state."""
 
+spoilt: list[str] = []
+"""How CUDA refused to end recordings of this process: torch then takes them for recordings that go on, gives no memory
+back and records nothing any more."""
+
 
 class Replayed:
     """Calls ``step`` on tensors of the same shapes, over and over, and launches it as a graph as soon as it can.
@@ -66,8 +70,21 @@ def record(step: Callable[..., None], inputs: Sequence[Tensor]) -> Callable[[], 
     """Return what launches ``step`` on whatever lies in ``inputs`` then.
 
     Dropout draws new numbers in every launch: torch registers its own generator with the graph.
+
+    Raises:
+        whatever ``step`` raised; CUDA says of the recording as a whole only that something was wrong before.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(*inputs)
+    own: list[Exception] = []
+    try:
+        with torch.cuda.graph(graph):
+            try:
+                step(*inputs)
+            except Exception as error:
+                own.append(error)
+                raise
+    except Exception as error:
+        if error not in own:
+            spoilt.append(str(error))
+        raise (own or [error])[0] from None
     return graph.replay

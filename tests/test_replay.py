@@ -262,6 +262,34 @@ def test_every_call_does_the_step_once_on_its_own_inputs(monkeypatch: pytest.Mon
     assert (recordings, len(aside)) == (1, WARM_UP)
 
 
+@pytest.mark.parametrize("refuses", [False, True])
+def test_what_a_step_raises_while_it_is_recorded_is_not_hidden(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
+    """CUDA refuses the end of a recording in which something was not permitted, and says less than the step."""
+
+    class Graph:
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *error: object) -> None:
+            if refuses:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def step(values: Tensor) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(replay, "spoilt", [])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: Graph())
+    with pytest.raises(RuntimeError, match=r"^CUDA error: operation not permitted when stream is capturing$"):
+        replay.record(step, [torch.ones(1)])
+    previous = ["CUDA error: operation failed due to a previous error during capture"]
+    assert replay.spoilt == (previous if refuses else [])
+    if refuses:  # another thread's call may have been what was not permitted
+        with pytest.raises(RuntimeError, match=f"^{previous[0]}$"):
+            replay.record(lambda values: None, [torch.ones(1)])
+        assert replay.spoilt == 2 * previous
+
+
 def test_steps_are_replayed_on_a_gpu_alone_and_without_copies(make_trial: MakeTrial, source: Source) -> None:
     def replays(pixels: Tensor | None, **choices: Any) -> bool:
         settings = make_trial(**choices).typed()

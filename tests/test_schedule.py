@@ -315,7 +315,7 @@ train: {epochs: 1}
 
 
 def test_only_a_gpu_is_asked_whether_it_is_broken(monkeypatch) -> None:
-    from raybench import actor
+    from raybench import actor, replay
 
     asked, error = [], RuntimeError("CUDA error: an illegal memory access was encountered")
     monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
@@ -327,6 +327,10 @@ def test_only_a_gpu_is_asked_whether_it_is_broken(monkeypatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
     assert actor.device_failure("cuda") is error
+    monkeypatch.setattr(replay, "spoilt", ["CUDA error: operation failed due to a previous error during capture"])
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    assert str(actor.device_failure("cuda")) == "CUDA error: operation failed due to a previous error during capture"
+    assert actor.device_failure("cpu") is None
 
 
 GROUP = """
