@@ -43,41 +43,38 @@ class Feed:
 
         The pixels lie channels last in memory, the layout that convolutions want.
         """
-        if self.reads_ahead:
-            for at, pixels in self._ahead(positions):
-                yield self._batch(at, pixels)
-        else:
-            yield from map(self.take, positions)
+        gathered = self._ahead(positions) if self.reads_ahead else map(self._gather, positions)
+        for pixels, labels in gathered:
+            yield self._batch(pixels, labels)
 
     def take(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images at the positions ``at``, as `batches` does."""
-        return self._batch(at, self._gather(at))
+        return self._batch(*self._gather(at))
 
-    def _batch(self, at: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
-        return images, self.labels[at.to(self.device)]
+        return images, labels.to(self.device, non_blocking=True)
 
-    def _gather(self, at: Tensor) -> Tensor:
+    def _gather(self, at: Tensor) -> tuple[Tensor, Tensor]:
         if self.pixels is not None:
-            return self.pixels[at]
-        pixels = torch.from_numpy(self.part.gather(at.numpy())[0])
+            return self.pixels[at], self.labels[at]
+        pixels, labels = map(torch.from_numpy, self.part.gather(at.numpy()))
         if self.device.type == "cpu":
-            return pixels
+            return pixels, labels
         with torch.cuda.device(self.device):  # a thread begins with the first GPU
             # From pinned memory the copy does not hold up this process, and torch keeps the memory until it is done.
-            return pixels.pin_memory()
+            return pixels.pin_memory(), labels.pin_memory()
 
     def _ahead(self, positions: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Gather in a thread, `AHEAD` batches before they are needed."""
-        coming: deque[tuple[Tensor, Future[Tensor]]] = deque()
+        coming: deque[Future[tuple[Tensor, Tensor]]] = deque()
         with ThreadPoolExecutor(1) as thread:
             for at in positions:
-                coming.append((at, thread.submit(self._gather, at)))
+                coming.append(thread.submit(self._gather, at))
                 if len(coming) > AHEAD:
-                    at, pixels = coming.popleft()
-                    yield at, pixels.result()
-            for at, pixels in coming:
-                yield at, pixels.result()
+                    yield coming.popleft().result()
+            for gathered in coming:
+                yield gathered.result()
 
 
 _on_device: dict[tuple[str, str, torch.device, bytes], Tensor] = {}

@@ -360,10 +360,12 @@ class Training:
         full = torch.zeros(len(feed), self.classes, device=self.device)
         positions = torch.arange(self.world.rank, len(feed), self.world.size, device=feed.at)
         steps = torch.split(positions, EVALUATION_BATCH)
-        for chosen, (images, _) in zip(steps, feed.batches(steps), strict=True):
+        # Places by number, and not by `positions`: where those lie on the CPU a GPU's host would wait at each batch.
+        places = torch.split(full[self.world.mine], EVALUATION_BATCH)
+        for place, (images, _) in zip(places, feed.batches(steps), strict=True):
             with self._autocast():
                 logits = self.model(self.augmentation.evaluate(images))
-            full[chosen] = logits.float()
+            place.copy_(logits)
         if self.world.size > 1:
             dist.all_reduce(full)
         return full

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from raybench import feed as feeds
 from raybench import models, replay
+from raybench import train as train_module
 from raybench import trial as trial_module
 from raybench.checkpoint import Checkpoints
 from raybench.data import Source, trial_data
@@ -39,7 +41,8 @@ def finished(trial: Trial, source: Source) -> Outcome:
 
 
 class Waiting(TorchDispatchMode):
-    """Counts what makes a GPU's host wait: numbers that Python asks for, and tensors whose size depends on values."""
+    """Counts what makes a GPU's host wait: numbers that Python asks for, tensors whose size depends on values, and what
+    is taken there from the host before it goes on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +53,15 @@ class Waiting(TorchDispatchMode):
             self.names.append(func._schema.name)
         if func._schema.name == "aten::index" and any(i is not None and i.dtype is torch.bool for i in args[1]):
             self.names.append("aten::index by a mask")
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name in ("aten::_to_copy", "aten::copy_"):
+            there, here = result.device, (args[1] if func._schema.name == "aten::copy_" else args[0]).device
+            if there != here and not (kwargs or {}).get("non_blocking"):
+                self.names.append(f"{func._schema.name} from {here}")
+        if func._schema.name in ("aten::index", "aten::index_put_"):
+            places = {i.device for i in args[1] if i is not None} - {args[0].device}
+            self.names.extend(f"{func._schema.name} by what lies on {place}" for place in places)
+        return result
 
 
 @pytest.mark.parametrize(
@@ -83,12 +94,73 @@ def test_an_epoch_waits_for_the_device_at_its_end_alone(
 
 
 def test_a_mask_or_an_item_in_a_step_would_be_seen() -> None:
-    values = torch.rand(4)
+    values, there, at = torch.rand(4), torch.rand(4, device="meta"), torch.arange(2)
     with Waiting() as waiting:
         float(values[0])
         values[values > 0.5]
         values.nonzero()
     assert waiting.names == ["aten::_local_scalar_dense", "aten::index by a mask", "aten::nonzero"]
+    with Waiting() as waiting:
+        values.to("meta")
+        values.to("meta", non_blocking=True)
+        there.copy_(values)
+        there[at]
+        there[at] = 1.0
+    assert waiting.names == [
+        "aten::_to_copy from cpu",
+        "aten::copy_ from cpu",
+        "aten::index by what lies on cpu",
+        "aten::index_put_ by what lies on cpu",
+    ]
+
+
+@pytest.mark.parametrize("free", [0, 10**9])
+def test_batches_go_to_a_gpu_without_being_waited_for(
+    make_trial: MakeTrial, source: Source, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    """Also where images do not fit on it. On a device that knows shapes and has no values, in the place of a GPU."""
+    monkeypatch.setattr(feeds, "_on_device", {})
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch, "autocast", lambda *options, **more: contextlib.nullcontext())  # it knows no such device
+    monkeypatch.setattr(train_module, "EVALUATION_BATCH", 8)
+    settings = make_trial(model="small_cnn").typed()
+    training = Training("there", 0, settings, trial_data(source, settings.dataset), torch.device("meta"), World(), {})
+    feed = training.feeds["val"]
+    assert len(feed) > 16 and (feed.pixels is None) == (free == 0)
+    with Waiting() as waiting:
+        logits = training._logits("val")
+        for images, labels in feed.batches(torch.split(torch.arange(len(feed), device=feed.at), 8)):
+            assert (images.device.type, labels.device.type, len(images)) == ("meta", "meta", len(labels))
+    assert waiting.names == [] and logits.shape == (len(feed), 3)
+
+
+@pytest.mark.parametrize("train", [{}, {"loss": "bce", "label_smoothing": 0.1}, {"l2": 1e-3, "elastic_net": {}}])
+@pytest.mark.parametrize("prepared", ["zca", "standardize"])
+def test_a_step_that_is_recorded_takes_nothing_from_the_host(
+    make_trial: MakeTrial,
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+    train: dict[str, Any],
+    prepared: str,
+) -> None:
+    """A graph would read again, in every launch, what was there at the recording."""
+    parts = [*("rotation", "shift", "zoom", "zoom_in", "flip", "crop", "cutout", "brightness", "noise"), prepared]
+    settings = make_trial(model="small_cnn", augmentation=parts, **train).typed()
+    data = trial_data(source, settings.dataset)
+    monkeypatch.setattr(feeds, "_on_device", {})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
+    monkeypatch.setattr(torch, "autocast", lambda *options, **more: contextlib.nullcontext())  # it knows no such device
+    made = lambda phase, network, replayed: torch.optim.SGD(network.parameters(), lr=0.1)  # noqa: E731
+    monkeypatch.setattr(train_module, "make_optimizer", made)  # no optimizer of torch is fused there
+    training = Training("there", 0, settings, data, torch.device("meta"), World(), fit_augmentation(settings, data))
+    training._begin(settings.train)
+    places = torch.arange(16, device="meta")
+    with Waiting() as waiting:
+        training._whole_step(places, torch.rand(16, training.augmentation.draws, device="meta"))
+    assert waiting.names == []
+    assert all(weights.grad is not None for weights in training.model.parameters())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", {"name": "sgd", "momentum": 0.9}, "rmsprop"])
