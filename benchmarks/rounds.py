@@ -46,6 +46,11 @@ class Contender:
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
+        self.launch()
+        self.ready = self.hear()
+
+    def launch(self) -> None:
+        """Start it; the first that it says is that it is ready."""
         here = sorted(os.sched_getaffinity(0))[: self.cores]
         self.process = subprocess.Popen(
             ["taskset", "-c", ",".join(map(str, here)), *self.command],
@@ -54,7 +59,6 @@ class Contender:
             text=True,
             env={**os.environ, **self.environment},
         )
-        self.ready = self.hear()
 
     def turn(self, work: str) -> dict[str, Any]:
         """Let it work once and return its answer; ``cpu`` is the CPU time of it and its children meanwhile."""

@@ -12,10 +12,12 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import coverage
 import epoch
 import epoch_torch
+import gpu
 import kill
 import numpy as np
 import pandas as pd
@@ -230,3 +232,106 @@ def test_the_suites_of_benchmarks_are_right(name: str) -> None:
     suite = load(BENCHMARKS / f"{name}.yaml")
     assert suite.name == name
     assert re.search(r"# Command +\S", (BENCHMARKS / f"{name}.yaml").read_text())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# gpu.py, but for what needs a GPU
+
+
+def test_what_follows_two_dashes_is_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    commands: list[list[str]] = []
+    row = {"status": "completed", "epochs_run": 3, "train_images": 1000}
+
+    def run(command: list[str]) -> SimpleNamespace:
+        commands.append(command)
+        rows = [{**row, "started_at": "2020-01-01T00:00:00+00:00"}, *2 * [{**row, "started_at": "9999"}]]
+        (tmp_path / "table1" / "trials").mkdir(parents=True)
+        pd.DataFrame([*rows, {**rows[1], "status": "failed"}]).to_parquet(tmp_path / "table1" / "trials" / "a.parquet")
+        return SimpleNamespace(returncode=3)
+
+    words = ["table1", "--data-dir", "d", "--share", "6", "--results", str(tmp_path), "--", "--set", "train.epochs=3"]
+    arguments = gpu.arguments_of(words)
+    assert arguments.options == ["--set", "train.epochs=3"]
+    assert gpu.arguments_of(["small"]).options == []
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(time, "perf_counter", iter([10.0, 100.0]).__next__)
+    gpu.table1(arguments, minutes=1.5)
+    suite = str(BENCHMARKS.parent / "suites" / "table1.yaml")
+    (command,) = commands
+    assert command == [
+        *(sys.executable, "-m", "raybench.cli", "run", suite, "--data-dir", "d"),
+        *("--set", "resources.gpus=0.1666", "--set", "train.cuda_graph=true", "--results", str(tmp_path)),
+        *("--budget", "90s", "--set", "train.epochs=3"),
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        "table1 ended with 3 after 90 s, 6 trials at a time",
+        "3 trials, 1 failed, 9 epochs: 100 images/s in all",
+    ]
+
+
+def test_timms_own_script_is_asked_for_the_size_that_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    script = tmp_path / "benchmark.py"
+    script.write_text(
+        "import json, pathlib, sys\n"
+        f"pathlib.Path({str(tmp_path / 'words')!r}).write_text(' '.join(sys.argv[1:]))\n"
+        "print('Benchmarking ...\\n--result\\n' + json.dumps({'train_samples_per_sec': 250.5}, indent=4))\n"
+    )
+    arguments = gpu.arguments_of(["large", "--timm", str(script), "--large-ways", "bf16"])
+    assert gpu.timm_rates(arguments) == [250.5] and gpu.timm_rates(gpu.arguments_of(["large"])) == []
+    assert (tmp_path / "words").read_text() == (
+        "--model resnet50 --bench train --channels-last --batch-size 256 --img-size 224 --no-retry"
+        " --amp --amp-dtype bfloat16"
+    )
+    script.write_text("""print('--result\\n{"model": "resnet50", "error": "CUDA out of memory"}')""")
+    assert gpu.timm_rates(arguments) == []
+    script.write_text("raise SystemExit(2)")
+    assert gpu.timm_rates(arguments) == []
+    assert capsys.readouterr().out.splitlines() == [
+        f"{script} failed: CUDA out of memory",
+        f"{script} failed: it ended with 2",
+    ]
+    peer = [250.0, 260.0]
+    monkeypatch.setattr(gpu, "contender", lambda name, way, *sizes: Contender(name, [way, *map(str, sizes)]))
+    monkeypatch.setattr(gpu, "measured", lambda contenders, rounds: {contenders[0].name: [230.0, 210.0, 220.0]})
+    monkeypatch.setattr(gpu, "timm_rates", lambda asked: [peer.pop(0)])
+    gpu.large(arguments)
+    _, ours, theirs = cells(capsys.readouterr().out)
+    assert ours == ["bf16", "220 (210 to 230)", "0.86"]
+    assert theirs == ["timm's benchmark.py, bf16, before and after", "255 (250 to 260)", ""]
+
+
+def test_contenders_train_at_once_and_the_first_so_many_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); from rounds import serve\n"
+        "serve({}, {'epoch': lambda: {'images': 100}})"
+    )
+    made = [Contender(name, [sys.executable, "-c", code]) for name in ("one", "other")]
+    turns: list[int] = []
+    at_once = gpu._at_once
+    monkeypatch.setattr(gpu, "_at_once", lambda contenders: (turns.append(len(contenders)), at_once(contenders))[1])
+    rates = gpu.together(made, [1, 2], rounds=2)
+    assert turns == [2, 1, 1, 2, 2] and {count: len(found) for count, found in rates.items()} == {1: 2, 2: 2}
+    assert all(one.process.returncode == 0 for one in made)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_mps_runs_meanwhile_where_processes_reach_the_gpu_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    said = tmp_path / "said"
+    control = tmp_path / "nvidia-cuda-mps-control"
+    control.write_text(f'#!/bin/sh\n[ "$1" = -d ] && echo "-d $CUDA_MPS_PIPE_DIRECTORY" >> {said} || cat >> {said}\n')
+    control.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    monkeypatch.setattr(gpu, "gpu", lambda: "a GPU" if works else None)
+    with gpu.mps() as shared:
+        folder = os.environ.get("CUDA_MPS_PIPE_DIRECTORY")
+        assert shared == works and (folder is not None) == works
+        lines = said.read_text().splitlines()
+        assert lines == ([f"-d {folder}"] if works else [lines[0], "quit"])
+    assert said.read_text().splitlines() == [lines[0], "quit"] and "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    with gpu.mps(wanted=False) as shared:
+        assert not shared and len(said.read_text().splitlines()) == 2
