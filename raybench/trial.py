@@ -218,6 +218,9 @@ def fresh_process(seed: int, threads: int) -> Iterator[None]:
     torch.set_grad_enabled(True)
     torch.set_flush_denormal(False)
     torch.use_deterministic_algorithms(False)
+    backends: Any = torch.backends
+    for place in (backends, backends.cudnn, backends.mkldnn, backends.mkldnn.conv, backends.mkldnn.rnn):
+        place.fp32_precision = "none"  # else it would be what the two switches below fall back on
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -178,6 +178,13 @@ def test_another_batch_order_and_first_weights_come_from_the_seed(
     assert not torch.equal(first[0], first[4])  # every epoch has an order of its own
 
 
+PRECISIONS: Any = (
+    *(torch.backends, torch.backends.cudnn, torch.backends.cudnn.conv, torch.backends.cuda.matmul),
+    *(torch.backends.mkldnn, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn, torch.backends.mkldnn.matmul),
+)
+"""Where torch has switches for the precision of float32; the first of them are also the default of the others."""
+
+
 def mess_up() -> None:
     """Leave a process in the worst state."""
     torch.manual_seed(1)
@@ -191,6 +198,8 @@ def mess_up() -> None:
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.allow_tf32 = True
+    for place in PRECISIONS:
+        place.fp32_precision = "tf32"
     random.seed(1)
     np.random.seed(1)
 
@@ -233,7 +242,8 @@ def test_what_a_trial_leaves_behind_does_not_reach_the_next(
     assert torch.get_default_dtype() == torch.float32
     assert torch.get_num_threads() == 1
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+    assert {place.fp32_precision for place in PRECISIONS} == {"none", "ieee"}
 
 
 def test_five_epochs_of_losses_are_as_they_were(make_trial: MakeTrial, source: Source, add_model: AddModel) -> None:
