@@ -199,6 +199,7 @@ def table1(arguments: argparse.Namespace, minutes: float | None = None) -> None:
         epochs, images = rows["epochs_run"], (rows["epochs_run"] * rows["train_images"]).sum()
         failed = (rows["status"] == "failed").sum()
         print(f"{len(rows)} trials, {failed} failed, {epochs.sum()} epochs: {images / seconds:,.0f} images/s in all")
+        print(f"trained on: {', '.join(rows['device'].dropna().unique())}")  # Ray may see no GPU
 
 
 def everything(arguments: argparse.Namespace) -> None:

@@ -240,7 +240,7 @@ def test_the_suites_of_benchmarks_are_right(name: str) -> None:
 
 def test_what_follows_two_dashes_is_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     commands: list[list[str]] = []
-    row = {"status": "completed", "epochs_run": 3, "train_images": 1000}
+    row = {"status": "completed", "epochs_run": 3, "train_images": 1000, "device": "a GPU"}
 
     def run(command: list[str]) -> SimpleNamespace:
         commands.append(command)
@@ -266,6 +266,7 @@ def test_what_follows_two_dashes_is_for_the_run(tmp_path: Path, monkeypatch: pyt
     assert capsys.readouterr().out.splitlines() == [
         "table1 ended with 3 after 90 s, 6 trials at a time",
         "3 trials, 1 failed, 9 epochs: 100 images/s in all",
+        "trained on: a GPU",
     ]
 
 

@@ -1,6 +1,6 @@
 """Steps that a GPU is not made to wait for: nothing in an epoch asks for a value, and whole steps are replayed.
 
-What CUDA itself does is not run here; benchmarks/gpu.py is for that.
+What CUDA itself does is not run here; test_gpu.py is for that.
 """
 
 from __future__ import annotations
