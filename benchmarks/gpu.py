@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from rounds import Contender, serve, spread, table, take_turns
+from rounds import Contender, serve, spread, start_together, table, take_turns
 
 from raybench.data import Images, Source, trial_data
 from raybench.settings import TrialSettings
@@ -108,10 +108,7 @@ def together(contenders: list[Contender], counts: Sequence[int], rounds: int) ->
     """Let the first so many of them train at once, as trials that share a GPU do; return all their images/s."""
     totals: dict[int, list[float]] = {}
     try:
-        for one in contenders:
-            one.launch()
-        for one in contenders:
-            one.ready = one.hear()
+        start_together(contenders)
         _at_once(contenders)  # to warm up
         for count in counts:
             totals[count] = [_at_once(contenders[:count]) for _ in range(rounds)]
@@ -193,7 +190,7 @@ def table1(arguments: argparse.Namespace, minutes: float | None = None) -> None:
     seconds = time.perf_counter() - begun
     print(f"table1 ended with {status} after {seconds:.0f} s, {arguments.share} trials at a time")
     trials = Path(arguments.results) / "table1" / "trials"
-    if trials.is_dir():
+    if any(trials.glob("*.parquet")):
         rows = pd.read_parquet(trials)
         rows = rows[rows["started_at"] >= started]
         epochs, images = rows["epochs_run"], (rows["epochs_run"] * rows["train_images"]).sum()

@@ -93,12 +93,19 @@ class Contender:
         raise SystemExit(f"{self.name} ended: {' '.join(self.command)}")
 
 
+def start_together(contenders: Sequence[Contender]) -> None:
+    """Start all of them and wait until they are ready."""
+    for contender in contenders:
+        contender.launch()
+    for contender in contenders:
+        print(f"starting {contender.name}", file=sys.stderr)
+        contender.ready = contender.hear()
+
+
 def take_turns(contenders: Sequence[Contender], work: Sequence[str], rounds: int) -> None:
     """Let all contenders do each ``work`` so many times, in turns, after once to warm up."""
     try:
-        for contender in contenders:
-            print(f"starting {contender.name}", file=sys.stderr)
-            contender.start()
+        start_together(contenders)
         for name in work:
             for contender in contenders:
                 contender.turn(name)

@@ -253,6 +253,10 @@ def test_what_follows_two_dashes_is_for_the_run(tmp_path: Path, monkeypatch: pyt
     arguments = gpu.arguments_of(words)
     assert arguments.options == ["--set", "train.epochs=3"]
     assert gpu.arguments_of(["small"]).options == []
+    (tmp_path / "none" / "table1" / "trials").mkdir(parents=True)
+    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=2))
+    gpu.table1(gpu.arguments_of(["table1", "--results", str(tmp_path / "none")]))
+    assert capsys.readouterr().out == "table1 ended with 2 after 0 s, 8 trials at a time\n"
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(time, "perf_counter", iter([10.0, 100.0]).__next__)
     gpu.table1(arguments, minutes=1.5)
