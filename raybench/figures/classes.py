@@ -192,9 +192,7 @@ def confusion(results: Results, *, trial: str = "") -> Figure:
     side = max(0.8, (width - 1.0) / columns - (0 if same else longest))
     rows = -(-len(every) // columns)
     named = rows if not same else 1 if len(every) % columns == 0 else 2  # that have the classes' names below
-    figure, grid = sheet(
-        len(every), columns=columns, width=width, height=side + 0.25 + named / rows * longest, share=False
-    )
+    figure, grid = sheet(len(every), columns=columns, width=width, height=side + 0.25 + named / rows * longest)
     for number, (panel, one) in enumerate(zip(grid, every, strict=True)):
         _matrix(panel, one.each.mean(axis=0), one.classes, side, with_counts=alone)
         heading(panel, f"{one.name}, n={len(one.each)}", 0.85 * side)
@@ -268,7 +266,7 @@ def class_report(results: Results, *, trial: str = "") -> Figure:
     same = len({one.classes for one in every}) == 1
     columns = min(3, len(every)) if len(every) != 4 else 2
     width = COLUMN * 1.1 if len(every) == 1 else PAGE
-    figure, grid = sheet(len(every), columns=columns, width=width, height=height, share=False)
+    figure, grid = sheet(len(every), columns=columns, width=width, height=height)
     for number, (panel, one) in enumerate(zip(grid, every, strict=True)):
         _scores(panel, one.each.mean(axis=0), [*one.classes, *AVERAGES], most)
         heading(panel, f"{one.name}, n={len(one.each)}", (width - 0.8) / columns)

@@ -303,7 +303,7 @@ def _layout(count: int, measures: Sequence[str]) -> tuple[Figure, list[list[Axes
     columns, width = _columns(count)
     blocks, depth = -(-count // columns), len(measures)
     height = min(1.75, (TALLEST - 1) / (blocks * depth))
-    figure, every = sheet(columns * blocks * depth, columns=columns, width=width, height=height, share=False)
+    figure, every = sheet(columns * blocks * depth, columns=columns, width=width, height=height)
     grid = [
         [every[(number // columns * depth + row) * columns + number % columns] for row in range(depth)]
         for number in range(columns * blocks)

@@ -168,7 +168,7 @@ def _maps(results: Results, asked: dict[str, str], metric: str) -> Figure:
     tall = 0.34 if room > 0.42 else 0.28
     words = [written(one) for one in across]
     height = max(1.5, tall * len(down) + 0.55) + below(words, room)
-    figure, every = sheet(len(several), columns=in_row, width=width, height=height, share=False)
+    figure, every = sheet(len(several), columns=in_row, width=width, height=height)
     scale = Normalize(*_span(frame, [name for name in (rows, columns, third) if name]))
     for number, (panel, label) in enumerate(zip(every, several, strict=True)):
         part = frame if label is None else frame[frame[third] == label]

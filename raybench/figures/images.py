@@ -66,7 +66,7 @@ def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0
         groups.append((f"{name}: {len(drawn)} of {of:,}", pixels, drawn))
     rows = [max(1, -(-len(drawn) // IN_ROW)) for _, _, drawn in groups]
     side = PAGE / IN_ROW
-    figure, grid = sheet(sum(rows) * IN_ROW, columns=IN_ROW, width=PAGE, height=side + 0.22, share=False)
+    figure, grid = sheet(sum(rows) * IN_ROW, columns=IN_ROW, width=PAGE, height=side + 0.22)
     for panel in grid:
         bare(panel)
         panel.set_visible(False)
@@ -111,7 +111,7 @@ def gradcam(
     pairs = 4
     rows = -(-len(images) // pairs)
     side = PAGE / (2 * pairs)
-    figure, grid = sheet(rows * 2 * pairs, columns=2 * pairs, width=PAGE, height=side + 0.3, share=False)
+    figure, grid = sheet(rows * 2 * pairs, columns=2 * pairs, width=PAGE, height=side + 0.3)
     for panel in grid:
         bare(panel)
     for number, (image, heat) in enumerate(zip(images, maps, strict=True)):

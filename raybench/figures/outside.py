@@ -62,7 +62,7 @@ def activations(results: Results, *, trial: str = "", dataset: str = "") -> Figu
     groups = list(scores.groupby("name", sort=False))
     columns = min(3, len(groups))
     width = {1: COLUMN * 1.1, 2: PAGE * 0.8}.get(columns, PAGE)
-    figure, grid = sheet(len(groups), columns=columns, width=width, height=1.9, share=False)
+    figure, grid = sheet(len(groups), columns=columns, width=width, height=1.9)
     for number, (panel, (name, group)) in enumerate(zip(grid, groups, strict=True)):
         edges = list(np.histogram_bin_edges(group["value"], BINS))
         for index, part in enumerate(("in", "out")):
@@ -130,7 +130,7 @@ def outside(results: Results, *, trial: str = "", dataset: str = "", count: int 
     best = every[every["name"] == every["name"].iloc[int(every["accuracy"].argmax())]]
     groups = groups_of(results, one, best, count)
     depths = [max(1, -(-len(images) // IN_ROW)) for _, images in groups]
-    figure, grid = sheet(sum(depths) * IN_ROW, columns=IN_ROW, width=PAGE, height=PAGE / IN_ROW + 0.25, share=False)
+    figure, grid = sheet(sum(depths) * IN_ROW, columns=IN_ROW, width=PAGE, height=PAGE / IN_ROW + 0.25)
     panels: list[Any] = list(grid)
     for panel in panels:
         bare(panel)

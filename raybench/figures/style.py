@@ -90,24 +90,18 @@ def look(index: int) -> dict[str, Any]:
 # Panels, titles, captions
 
 
-def sheet(count: int, *, columns: int, width: float, height: float, share: bool = True) -> tuple[Figure, list[Axes]]:
+def sheet(count: int, *, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Return a figure ``width`` inches wide and ``count`` panels in it, of ``height`` inches each, row by row."""
     columns = max(1, min(columns, count))
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(width, rows * height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
-    every = list(grid.flat)
+    every = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in every[count:]:
         spare.remove()
-    if share:  # the last panel of a column has its ticks, also where there is none below it in the last row
-        for axes in every[max(0, count - columns) : count]:
-            axes.tick_params(labelbottom=True)
     return figure, every[:count]
 
 
-def finish(
-    figure: Figure, title: str, caption: Sequence[str], handles: Sequence[Artist] = (), columns: int | None = None
-) -> Figure:
+def finish(figure: Figure, title: str, caption: Sequence[str], handles: Sequence[Artist] = ()) -> Figure:
     """Write a title above the panels, and below them a legend and a caption. The figure grows, the panels do not."""
     width, height = figure.get_size_inches()
     line, title_line = SMALL * 1.35 / 72, TITLE * 1.35 / 72
@@ -117,7 +111,7 @@ def finish(
     legend = None
     if handles:
         longest = max(len(str(handle.get_label())) for handle in handles) * 7 * 0.58 / 72 + 0.6
-        columns = max(1, min(columns or len(handles), int(width / longest)))
+        columns = max(1, min(len(handles), int(width / longest)))
         legend = figure.legend(handles=list(handles), loc="lower center", ncols=columns)
         legend.set_in_layout(False)
         below += _height(legend, figure) / figure.dpi
