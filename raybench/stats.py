@@ -102,7 +102,7 @@ def bootstrap_interval(
 
 
 def accuracy_interval(
-    right: Right, confidence: float = 0.95, *, seed: int, seeds_too: bool = False, resamples: int = RESAMPLES
+    right: Right, confidence: float = 0.95, *, seed: int, seeds_too: bool = False
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval for the mean accuracy of the trials in ``right``.
 
@@ -111,9 +111,7 @@ def accuracy_interval(
     """
     rng = np.random.default_rng(seed)
     trials = len(right)
-    return _percentiles(
-        _drawn(right.astype(np.int64), _weights(trials, resamples, rng, seeds_too), rng) / trials, confidence
-    )
+    return _percentiles(_drawn(right.astype(np.int64), _weights(trials, rng, seeds_too), rng) / trials, confidence)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,7 +202,6 @@ def paired_bootstrap(
     seed: int,
     shared: bool = False,
     seeds_too: bool = False,
-    resamples: int = RESAMPLES,
 ) -> Compared:
     """Compare the mean accuracies of two cells' trials over the test images, the same ones drawn for both.
 
@@ -227,14 +224,14 @@ def paired_bootstrap(
         return Compared(difference, why="one seed shows no spread")
     if shared:
         signed = second.astype(np.int64) - first
-        means = _drawn(signed, _weights(a, resamples, rng, seeds_too), rng) / a
+        means = _drawn(signed, _weights(a, rng, seeds_too), rng) / a
     else:
         signed = np.concatenate([second.astype(np.int64) * a, first.astype(np.int64) * -b])
-        weights = [_weights(trials, resamples, rng, seeds_too) for trials in (b, a)]
+        weights = [_weights(trials, rng, seeds_too) for trials in (b, a)]
         means = _drawn(signed, np.concatenate(weights, axis=1), rng) / (a * b)
     beyond = 1 + min(int((means <= 0).sum()), int((means >= 0).sum()))
     low, high = _percentiles(means, confidence)
-    smallest = 2 / (resamples + 1)
+    smallest = 2 / (RESAMPLES + 1)
     return Compared(difference, low, high, min(1.0, beyond * smallest), smallest=smallest)
 
 
@@ -346,11 +343,11 @@ def _percentiles(means: npt.NDArray[np.float64], confidence: float) -> tuple[flo
     return float(low), float(high)
 
 
-def _weights(trials: int, resamples: int, rng: np.random.Generator, draw: bool) -> npt.NDArray[np.int64]:
-    """Return how often each trial counts in each resample, [resamples, trials]: once each, or as drawn."""
+def _weights(trials: int, rng: np.random.Generator, draw: bool) -> npt.NDArray[np.int64]:
+    """Return how often each trial counts in each resample, [RESAMPLES, trials]: once each, or as drawn."""
     if not draw:
-        return np.ones((resamples, trials), np.int64)
-    return rng.multinomial(trials, np.full(trials, 1 / trials), resamples)
+        return np.ones((RESAMPLES, trials), np.int64)
+    return rng.multinomial(trials, np.full(trials, 1 / trials), RESAMPLES)
 
 
 def _drawn(
