@@ -76,19 +76,14 @@ OF_EPOCHS = tuple(metric.column for metric in METRICS.values() if metric.by_epoc
 """Those that ``epochs/`` has too."""
 
 
-def chosen_by(best: str, rule: Rule = "best_val") -> str:
+def selection(best: str, rule: Rule = "best_val") -> str:
     """Say which weights the numbers of a trial are of; ``best`` is the suite's ``train.best``."""
     rules: dict[Rule, str] = {
         "best_val": f"the weights of the epoch with the best {best}",
         "last": "last, the weights after the last epoch",
         "peek": "peek, the weights of the epoch with the best test accuracy",
     }
-    return rules[rule]
-
-
-def selection(best: str, rule: Rule = "best_val") -> str:
-    """Say `chosen_by` as it stands above numbers."""
-    return f"selection rule: {chosen_by(best, rule)}"
+    return f"selection rule: {rules[rule]}"
 
 
 def says(metric: str, best: str, rule: Rule = "best_val") -> str:
