@@ -119,17 +119,15 @@ def explain(rows: pd.DataFrame, choice: Choice, trials: Sequence[Trial], words: 
 
 def _find(suite: Suite, trials: Sequence[Trial], words: Sequence[str]) -> tuple[dict[str, Label | None], list[Trial]]:
     """Return the labels of the cell that ``words`` name, and the trials behind its mean."""
-    axes = suite.names("compare")
-    if suite.searches and suite.confirm == "none":
-        axes += suite.names("search")
-    cells = cells_of(suite, trials)
+    axes = _axes(suite)
+    every = cells = cells_of(suite, trials)
     for word in words:
         axis, equals, value = (part.strip() for part in word.partition("="))
         if not equals:
             raise UserError(f"{word}: must be axis=value, with one of the axes {', '.join(axes) or '(there are none)'}")
         if axis not in axes:
             raise UserError(f"{word}: {axis} is no axis of the table of {suite.name}{did_you_mean(axis, axes)}")
-        known = list(dict.fromkeys(labels[axis] for labels, _ in cells_of(suite, trials)))
+        known = list(dict.fromkeys(labels[axis] for labels, _ in every))
         label = find_label([label for label in known if label is not None], value)
         if label is None:
             raise UserError(f"{word}: no such value of {axis}{did_you_mean(value, known)}")
@@ -143,14 +141,17 @@ def _find(suite: Suite, trials: Sequence[Trial], words: Sequence[str]) -> tuple[
     return cells[0]
 
 
+def _axes(suite: Suite) -> list[str]:
+    """Return the axes that tell rows of the table apart."""
+    return suite.names("compare", "search") if suite.searches and suite.confirm == "none" else suite.names("compare")
+
+
 def _others(
     by_id: Mapping[str, dict[str, Any]], suite: Suite, trials: Sequence[Trial], labels: Mapping[str, Label | None]
 ) -> list[dict[str, Any]]:
     """Return the stored rows with the labels of the cell that are of no planned trial."""
     planned = {trial.id for trial in trials}
-    axes = suite.names("compare")
-    if suite.searches and suite.confirm == "none":
-        axes += suite.names("search")
+    axes = _axes(suite)
 
     def fits(row: Mapping[str, Any]) -> bool:
         wanted = ((labels[axis], row.get(axis)) for axis in axes)
