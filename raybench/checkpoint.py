@@ -103,12 +103,7 @@ class Keeper:
     """
 
     def __init__(
-        self,
-        checkpoints: Checkpoints,
-        trial_id: str,
-        rank: int,
-        fingerprint: str,
-        warn: Callable[[str], None] = warnings.warn,
+        self, checkpoints: Checkpoints, trial_id: str, rank: int, fingerprint: str, warn: Callable[[str], None]
     ) -> None:
         """``fingerprint`` is that of the images: a state that was trained on others is not taken up."""
         self.checkpoints, self.file, self.fingerprint, self.warn = checkpoints, (trial_id, rank), fingerprint, warn

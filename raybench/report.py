@@ -213,7 +213,7 @@ def _align(labels: Iterable[Label | None]) -> Literal["left", "right"]:
     return "right" if all(isinstance(label, int | float) for label in labels) else "left"
 
 
-def _text(value: Any, spec: str = "") -> str:
+def _text(value: Any, spec: str) -> str:
     return "–" if value is None else format(value, spec)
 
 

@@ -231,7 +231,7 @@ class _Recorder:
         watch: Watch,
         budget: Budget,
         checkpoints: Checkpoints | None,
-        followers: Sequence[Follower] = (),
+        followers: Sequence[Follower],
     ) -> None:
         self.sweep, self.store, self.watch, self.budget, self.checkpoints = sweep, store, watch, budget, checkpoints
         self.followers = followers
