@@ -77,7 +77,6 @@ def network_of(trial: Trial, fingerprint: str, store: Store, images: Images) -> 
 class Looks:
     """Some test images, and where a network looks to say what it says of them."""
 
-    trial: Trial
     layer: str
     classes: tuple[str, ...]
     index: NDArray[np.int32]
@@ -95,12 +94,12 @@ def look(
 ) -> Looks:
     """Return the first ``count`` test images that the trial got right or wrong, and the Grad-CAM of what it predicted.
 
+    Args:
+        trial: one that has finished.
+
     Raises:
-        UserError: if the trial is not finished, has no weights, or no such images; or for an unknown layer.
+        UserError: if it has no weights, or no such images; or for an unknown layer.
     """
-    ended = finished(store)
-    if trial.id not in ended:
-        raise UserError(f"{store.folder}: trial {trial.id} ({trial.name}) has not finished: run the suite first")
     rows, _ = store.read("predictions")
     rows = rows[rows["trial_id"] == trial.id].sort_values("index")
     if which != "any":
@@ -109,11 +108,10 @@ def look(
     if rows.empty:
         raise UserError(f"{store.folder}: trial {trial.id} ({trial.name}) got no test image {which}")
     index, predicted = rows["index"].to_numpy(), rows["prediction"].to_numpy()
-    with network_of(trial, ended[trial.id], store, images) as network:
+    with network_of(trial, finished(store)[trial.id], store, images) as network:
         part = Part(network.data.pools["test"], index)
         name, module = gradcam.layer(network.network, layer)
         return Looks(
-            trial=trial,
             layer=name,
             classes=network.data.classes,
             index=index,

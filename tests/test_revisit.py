@@ -203,12 +203,6 @@ def test_images_are_those_of_the_predictions(
     assert (found.layer, found.classes) == ("6", source.classes)
 
 
-def test_a_trial_that_has_not_run(store: Store, trials: list[Trial], images: Images) -> None:
-    with pytest.raises(UserError) as failed:
-        look(trials[3], store, images, count=1)
-    assert str(failed.value) == (f"{store.folder}: trial {trials[3].id} (mlp/s1) has not finished: run the suite first")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands
 
