@@ -9,20 +9,14 @@ import numpy as np
 from raybench.records import Predictions
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return exp(z) / sum of exp(z) over the last axis, as float64 in the shape of ``logits``."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    powers = np.exp(shifted)
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
 def mean_softmax(logits: np.ndarray) -> np.ndarray:
     """Return the mean over the networks of their softmax, [images, classes], of ``logits`` [networks, images, classes].
 
     The ensemble's prediction is its largest class, the first of several equal ones.
     """
-    return softmax(logits).mean(axis=0)
+    from scipy.special import softmax  # here: tables without ensembles do not wait for it
+
+    return softmax(logits.astype(np.float64), axis=-1).mean(axis=0)
 
 
 def majority_vote(predictions: np.ndarray, mean: np.ndarray) -> np.ndarray:
