@@ -69,12 +69,12 @@ class Source:
         return self
 
 
-def load(settings: DatasetSettings, data_dir: Path, cache_dir: Path | None = None, download: bool = True) -> Source:
+def load(settings: DatasetSettings, data_dir: Path, *, download: bool = True) -> Source:
     """Return the dataset that ``settings`` name, decoding its files only where the cache has not seen them yet.
 
     The files are looked for in ``data_dir`` (in its ``settings.folder`` if that is set), then in the folder below it
     that has the dataset's name; failing both, they are downloaded into the latter if ``download`` allows it.
-    ``cache_dir`` defaults to `cache_folder`. Raises `DataError` for files that are missing or do not decode.
+    Raises `DataError` for files that are missing or do not decode.
     """
     dataset: Dataset = DATASETS.get(settings.name)()
     place, files = _locate(dataset, settings, data_dir, download)
@@ -91,7 +91,7 @@ def load(settings: DatasetSettings, data_dir: Path, cache_dir: Path | None = Non
         [CACHE_VERSION, dataset.version, settings.name, settings.image_size],
         [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
     )
-    entry = (cache_dir or cache_folder()) / f"{settings.name}-{key}"
+    entry = cache_folder() / f"{settings.name}-{key}"
     source = _cached(entry, settings, read)
     stream = settings.stream
     if stream is None:

@@ -96,7 +96,8 @@ def test_cache_second_load_maps_what_the_first_decoded(tmp_path, monkeypatch):
     assert is_mapped(pixels)
     assert (pixels == first.splits["train"].pixels).all()
     assert third.classes == first.classes
-    load(settings, tmp_path / "d", tmp_path / "elsewhere")
+    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path / "elsewhere"))
+    load(settings, tmp_path / "d")
     assert len(decoded) == 3
 
 
@@ -163,12 +164,13 @@ def test_cache_survives_a_writer_that_was_killed(tmp_path, monkeypatch):
     assert [entry.suffix for entry in entries()] == [""]
 
 
-def test_cache_that_cannot_be_written(tmp_path):
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
+    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path / "file" / "c"))
     with pytest.raises(
         DataError, match=r"^cannot fill .*/file/c \(.*Not a directory.*\): set RAYBENCH_CACHE to a folder"
     ):
-        load(DatasetSettings(name="imagefolder"), write_folder(tmp_path / "d"), tmp_path / "file" / "c")
+        load(DatasetSettings(name="imagefolder"), write_folder(tmp_path / "d"))
 
 
 def test_the_file_is_what_decoding_all_at_once_would_give(tmp_path, monkeypatch):
@@ -177,7 +179,8 @@ def test_the_file_is_what_decoding_all_at_once_would_give(tmp_path, monkeypatch)
     fingerprints = set()
     for block in (1, 3, 64):
         monkeypatch.setattr(ours, "BLOCK", block)
-        source = load(settings, tmp_path / "d", tmp_path / f"cache-{block}")
+        monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path / f"cache-{block}"))
+        source = load(settings, tmp_path / "d")
         files = sorted((tmp_path / "d" / "train").rglob("*.png"))
         whole = np.stack([np.asarray(ImageOps.fit(Image.open(f), (5, 5), Image.Resampling.BILINEAR)) for f in files])
         np.save(tmp_path / "whole.npy", whole)
@@ -544,7 +547,7 @@ def test_images_from_outside_are_brought_to_the_size_of_square_ones():
 def test_real_cifar10(tmp_path, monkeypatch):
     decoded = counted(monkeypatch, ours.CIFAR10)
     settings = DatasetSettings(name="cifar10")
-    first, second = (load(settings, place, tmp_path) for place in (REAL_CIFAR10, REAL_CIFAR10.parent))
+    first, second = (load(settings, place) for place in (REAL_CIFAR10, REAL_CIFAR10.parent))
     assert len(decoded) == 1
     assert first.fingerprint == second.fingerprint
     assert first.classes == CIFAR10_CLASSES
