@@ -27,7 +27,7 @@ def cells_of(suite: Suite, trials: Sequence[Trial]) -> list[tuple[dict[str, Labe
     Where winners are confirmed a row is a cell with its winner, and has no labels of ``search`` until one is known.
     """
     names = suite.names("compare", "search")
-    if not suite.searches or suite.confirm == "none":
+    if not suite.confirms:
         return [(dict(zip(names, (*cell, *point), strict=True)), group) for cell, point, group in grid.cells(trials)]
     rows: list[tuple[dict[str, Label | None], list[Trial]]] = []
     for cell, members in grid.by_cell(trials).items():
@@ -235,7 +235,7 @@ def listed(values: Iterable[Any], spec: str = "") -> str:
 
 def winner_axes(suite: Suite) -> list[str]:
     """Return the axes of the search where each cell shows its winner: they label cells, and tell none apart."""
-    return suite.names("search") if suite.searches and suite.confirm == "winner" else []
+    return suite.names("search") if suite.confirms else []
 
 
 def search_axes(suite: Suite, cells: Sequence[tuple[Mapping[str, Label | None], Sequence[Trial]]]) -> list[str]:

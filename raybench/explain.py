@@ -61,7 +61,7 @@ def explain(rows: pd.DataFrame, choice: Choice, trials: Sequence[Trial], words: 
     labels, members = _find(suite, trials, list(words))
     cell = tuple(labels[axis] for axis in suite.names("compare"))
     ids = {trial.id for trial in members}
-    searched = suite.searches and suite.confirm == "winner"
+    searched = suite.confirms
     lost = [trial for trial in trials if trial.cell == cell and trial.id not in ids] if searched else []
     planned = [*members, *lost]
     plain = rows.astype(object).where(rows.notna(), None)

@@ -226,7 +226,7 @@ def sizes(suite: Suite) -> str:
     terms = [f"{axis.name} {len(axis.labels)}" for axis in listed]
     if suite.draw:
         terms.insert(-1, f"{suite.draw.points} drawn points")
-    if suite.searches and suite.confirm == "winner":
+    if suite.confirms:
         return f"{' x '.join(terms[:-1])} searched with one seed, each winner with {terms[-1]}"
     return " x ".join(terms)
 

@@ -206,6 +206,11 @@ class Suite:
         """Whether there are several points to choose from."""
         return self.draw is not None or any(axis.role == "search" and len(axis.labels) > 1 for axis in self.axes)
 
+    @property
+    def confirms(self) -> bool:
+        """Whether each cell shows the winner of its search, trained with every seed."""
+        return self.searches and self.confirm == "winner"
+
     def axis(self, name: str) -> Axis:
         return next(axis for axis in self.axes if axis.name == name)
 
