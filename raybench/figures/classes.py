@@ -19,7 +19,7 @@ from raybench.axes import Label
 from raybench.cells import best_of
 from raybench.errors import UserError, did_you_mean
 from raybench.figures.results import Results, axes, best, cells, doubts, finished, name_of, with_status, without
-from raybench.figures.style import COLUMN, PAGE, SHARES, TALLEST, finish, heading, on, sheet
+from raybench.figures.style import COLUMN, PAGE, SHARES, TALLEST, finish, heading, on, sheet, side_by_side
 from raybench.grid import Trial
 from raybench.metrics import selection
 from raybench.records import FINISHED
@@ -186,7 +186,7 @@ def confusion(results: Results, *, trial: str = "") -> Figure:
     kept, left_out = shown(results, trial)
     every, unread = measured(results, kept, lambda predictions, classes: counts(predictions, len(classes)))
     alone, same = len(every) == 1, len({one.classes for one in every}) == 1
-    columns = min(3, len(every)) if len(every) != 4 else 2
+    columns = side_by_side(len(every))
     width = min(PAGE, max(COLUMN, 0.42 * len(every[0].classes) + 1)) if alone else PAGE
     longest = max(len(name) for one in every for name in one.classes) * 0.055  # inches
     side = max(0.8, (width - 1.0) / columns - (0 if same else longest))
@@ -249,8 +249,7 @@ def _matrix(
     )
     panel.set_yticks([at + 0.5 for at in shown_at], words, fontsize=font)
     panel.tick_params(length=0)
-    for side_ in panel.spines.values():
-        side_.set_visible(False)
+    panel.spines[:].set_visible(False)
 
 
 def class_report(results: Results, *, trial: str = "") -> Figure:
@@ -264,7 +263,7 @@ def class_report(results: Results, *, trial: str = "") -> Figure:
     kept, left_out = shown(results, trial, min(12, 3 * max(1, int(TALLEST / height))))
     every, unread = measured(results, kept, _scores_of)
     same = len({one.classes for one in every}) == 1
-    columns = min(3, len(every)) if len(every) != 4 else 2
+    columns = side_by_side(len(every))
     width = COLUMN * 1.1 if len(every) == 1 else PAGE
     figure, grid = sheet(len(every), columns=columns, width=width, height=height)
     for number, (panel, one) in enumerate(zip(grid, every, strict=True)):
@@ -294,5 +293,4 @@ def _scores(panel: Axes, means: NDArray[np.float64], rows: Sequence[str], most: 
     panel.xaxis.set_ticks_position("top")
     panel.set_yticks(np.arange(len(rows)) + 0.5, rows)
     panel.tick_params(length=0, labelsize=6.5)
-    for side in panel.spines.values():
-        side.set_visible(False)
+    panel.spines[:].set_visible(False)

@@ -38,7 +38,7 @@ from raybench.figures.results import (
     without,
     written,
 )
-from raybench.figures.style import COLORS, COLUMN, PAGE, TALLEST, finish, heading, look, sheet
+from raybench.figures.style import COLORS, COLUMN, PAGE, TALLEST, finish, heading, look, sheet, side_by_side
 from raybench.grid import Trial
 from raybench.metrics import finite
 from raybench.records import FINISHED
@@ -151,7 +151,7 @@ def lr(results: Results, *, metric: str = "test_accuracy") -> Figure:
     said = ["each point is a trial" if drawn else f"pale: trials; lines: means, bars: ± std (ddof=1), {_n(counts)}"]
     if len(groups) > 1 and not drawn:
         said[0] += "; points of one learning rate stand a little aside of each other"
-    if results.suite.searches and results.suite.confirm == "winner":
+    if results.suite.confirms:
         said.append("points of the search have one seed each, the winners all seeds")
     title = f"{results.suite.name}: {METRICS[metric][0]} by learning rate"
     return finish(figure, title, [*said, *doubts(results, metric)], handles)
@@ -248,8 +248,8 @@ def _by_axis(results: Results, axis: str, measures: Sequence[str], kind: str) ->
     for cell in every:
         if _with_epochs(results, cell.trials, *FINISHED, "pruned"):
             groups.setdefault(tuple(cell.labels[name] for name in others), []).append(cell)
-    lines = list(dict.fromkeys(cell.labels[axis] for members in groups.values() for cell in members))
-    ordered = sorted(lines, key=_number) if all(isinstance(label, int | float) for label in lines) else lines
+    lines: list[Any] = list(dict.fromkeys(cell.labels[axis] for members in groups.values() for cell in members))
+    ordered = sorted(lines, key=float) if all(isinstance(label, int | float) for label in lines) else lines
     styles = {label: _line(index, ordered) for index, label in enumerate(ordered)}
     figure, grid = _layout(len(groups), measures)
     shown = _Shown()
@@ -268,10 +268,6 @@ def _by_axis(results: Results, axis: str, measures: Sequence[str], kind: str) ->
     return finish(figure, title, [*said, *doubts(results, None)], handles)
 
 
-def _number(label: Any) -> float:
-    return float(label)
-
-
 def _line(index: int, lines: Sequence[Any]) -> dict[str, Any]:
     """Return how a line is drawn; where there are more than can be told apart, colours along a scale."""
     if len(lines) <= LINES:
@@ -288,7 +284,7 @@ def _measures(metric: str) -> list[str]:
 
 def _columns(count: int) -> tuple[int, float]:
     """Return how many panels stand side by side, and the width of the figure in inches."""
-    columns = count if count <= 3 else 2 if count == 4 else 3
+    columns = side_by_side(count)
     return columns, {1: COLUMN, 2: PAGE * 0.75}.get(columns, PAGE)
 
 

@@ -53,14 +53,14 @@ def pivot(frame: pd.DataFrame, rows: str, columns: str) -> tuple[pd.DataFrame, p
     return of.mean().unstack(columns), of.size().unstack(columns).fillna(0).astype(int)
 
 
-def ranked(frame: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+def ranked(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row per cell of ``frame``, the best mean first: ``cell``, ``n``, ``mean``, ``low`` and ``high``.
 
-    The ends are Student's t interval for the mean (`raybench.stats.mean_interval`), NaN for one trial.
+    The ends are Student's 95 % t interval for the mean (`raybench.stats.mean_interval`), NaN for one trial.
     """
     found = []
     for number, group in frame.groupby(CELL):
-        low, high = mean_interval(list(group[VALUE]), confidence)
+        low, high = mean_interval(list(group[VALUE]))
         found.append((number, len(group), group[VALUE].mean(), low, high))
     table = pd.DataFrame(found, columns=["cell", "n", "mean", "low", "high"])
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
@@ -214,8 +214,7 @@ def _heat(panel: Axes, means: pd.DataFrame, counts: pd.DataFrame, scale: Normali
     panel.set_facecolor("0.95")
     panel.grid(visible=False)
     panel.set_ylim(len(means), 0)
-    for side in panel.spines.values():
-        side.set_visible(False)
+    panel.spines[:].set_visible(False)
     size = min(7.0, room * 72 / 3.4)
     sizes = counts.to_numpy(dtype=int)
     for (down, across), mean in np.ndenumerate(means.to_numpy(dtype=float)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,20 +65,10 @@ def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0
         of = int(((stored["label"] == stored["prediction"]) == (name == "right")).sum())
         pixels = results.images(one, drawn["index"].to_numpy()) if len(drawn) else np.zeros((0, 1, 1, 1), np.uint8)
         groups.append((f"{name}: {len(drawn)} of {of:,}", pixels, drawn))
-    rows = [max(1, -(-len(drawn) // IN_ROW)) for _, _, drawn in groups]
-    side = PAGE / IN_ROW
-    figure, grid = sheet(sum(rows) * IN_ROW, columns=IN_ROW, width=PAGE, height=side + 0.22)
-    for panel in grid:
-        bare(panel)
-        panel.set_visible(False)
-    start = 0
-    for (name, pixels, drawn), depth in zip(groups, rows, strict=True):
-        panels = grid[start * IN_ROW : (start + depth) * IN_ROW]
-        panels[0].set_visible(True)
+    figure, every = stacked([len(drawn) for _, _, drawn in groups], 0.22)
+    for number, ((name, pixels, drawn), panels) in enumerate(zip(groups, every, strict=True)):
         # Below other images, it stands a line away from their classes.
-        panels[0].set_title(f"\n{name}" if start else name, loc="left", weight="bold", pad=4)
-        for side_ in panels[0].spines.values():
-            side_.set_visible(False)
+        panels[0].set_title(f"\n{name}" if number else name, loc="left", weight="bold", pad=4)
         for panel, image, (label, prediction) in zip(
             panels, pixels, drawn[["label", "prediction"]].itertuples(index=False), strict=False
         ):
@@ -85,7 +76,6 @@ def gallery(results: Results, *, trial: str = "", count: int = 16, seed: int = 0
             show(panel, image)
             true, predicted = classes[label], classes[prediction]
             panel.set_xlabel(true if label == prediction else f"{true}\n→ {predicted}", fontsize=6, labelpad=2)
-        start += depth
     said = f"trial {one.name} ({one.id}); drawn at random with seed {seed}; wrong ones: true → predicted class"
     title = f"{results.suite.name}: test images, right and wrong"
     return finish(figure, title, [said, *doubts(results)])
@@ -131,12 +121,26 @@ def gradcam(
     return finish(figure, title, [said, *caption, *doubts(results)])
 
 
+def stacked(counts: Sequence[int], between: float) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure and, for groups of so many images, the rows of panels that each takes, with ``between`` inches
+    below every image. The first panel of a group bears its title; the others are not seen until they are told."""
+    depths = [max(1, -(-count // IN_ROW)) for count in counts]
+    figure, grid = sheet(sum(depths) * IN_ROW, columns=IN_ROW, width=PAGE, height=PAGE / IN_ROW + between)
+    for panel in grid:
+        bare(panel)
+        panel.set_visible(False)
+    panels = iter(grid)
+    groups = [list(itertools.islice(panels, depth * IN_ROW)) for depth in depths]
+    for group in groups:
+        group[0].set_visible(True)
+    return figure, groups
+
+
 def bare(panel: Axes) -> None:
     panel.set_xticks([])
     panel.set_yticks([])
     panel.grid(visible=False)
-    for side in panel.spines.values():
-        side.set_visible(False)
+    panel.spines[:].set_visible(False)
 
 
 def show(panel: Axes, image: NDArray[np.uint8]) -> None:

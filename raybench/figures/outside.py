@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from raybench.errors import UserError, did_you_mean
 from raybench.figures.classes import find_trial
-from raybench.figures.images import IN_ROW, bare, show
+from raybench.figures.images import show, stacked
 from raybench.figures.results import Results, doubts, finished
 from raybench.figures.style import COLORS, COLUMN, PAGE, finish, heading, sheet
 from raybench.grid import Trial
@@ -129,17 +129,8 @@ def outside(results: Results, *, trial: str = "", dataset: str = "", count: int 
     one, every = _scores(results, trial, dataset)
     best = every[every["name"] == every["name"].iloc[int(every["accuracy"].argmax())]]
     groups = groups_of(results, one, best, count)
-    depths = [max(1, -(-len(images) // IN_ROW)) for _, images in groups]
-    figure, grid = sheet(sum(depths) * IN_ROW, columns=IN_ROW, width=PAGE, height=PAGE / IN_ROW + 0.25)
-    panels: list[Any] = list(grid)
-    for panel in panels:
-        bare(panel)
-        panel.set_visible(False)
-    start = 0
-    for (words, images), depth in zip(groups, depths, strict=True):
-        here = panels[start * IN_ROW : (start + depth) * IN_ROW]
-        start += depth
-        here[0].set_visible(True)
+    figure, panels = stacked([len(images) for _, images in groups], 0.25)
+    for (words, images), here in zip(groups, panels, strict=True):
         # A title would widen the first column: the layout makes room for its middle.
         text = here[0].text(0, 1.05, words, transform=here[0].transAxes, weight="bold", va="bottom")
         text.set_in_layout(False)

@@ -90,6 +90,11 @@ def look(index: int) -> dict[str, Any]:
 # Panels, titles, captions
 
 
+def side_by_side(count: int) -> int:
+    """Return how many of ``count`` panels stand in a row."""
+    return 2 if count == 4 else min(3, count)
+
+
 def sheet(count: int, *, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Return a figure ``width`` inches wide and ``count`` panels in it, of ``height`` inches each, row by row."""
     columns = max(1, min(columns, count))
