@@ -123,9 +123,8 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
         with busy(console, "starting Ray" if local else f"joining Ray at {options.address}"):
             cluster = started() if started else stack.enter_context(connected())
         slots = cluster.slots(sweep.todo[0].typed().resources)
-        nodes = len(cluster.nodes)
         console.print(
-            f"Ray: {nodes} node{'s' * (nodes != 1)}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"
+            f"Ray: {counted(len(cluster.nodes), 'node')}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"
             + (f", dashboard {cluster.dashboard}" if cluster.dashboard else "")
         )
         watch = stack.enter_context(Watch(console, planned, finished, min(slots, options.max_concurrent or slots)))
