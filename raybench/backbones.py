@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -229,7 +229,7 @@ def has_weights(model: ModelSettings) -> bool:
 # What is trained
 
 
-def set_trainable(network: nn.Module, which: str | Mapping[str, int]) -> None:
+def set_trainable(network: nn.Module, which: Literal["all", "head"] | Mapping[str, int]) -> None:
     """Choose the part of a network that training changes; the rest is frozen until the next call.
 
     A frozen part keeps every bit, batch norm's running statistics included, and its dropout is off, if `train_mode`
@@ -259,16 +259,13 @@ def train_mode(network: nn.Module) -> None:
             module.eval()
 
 
-def _first_trained(network: nn.Module, modules: list[nn.Module], which: str | Mapping[str, int]) -> nn.Module:
+def _first_trained(
+    network: nn.Module, modules: list[nn.Module], which: Literal["all", "head"] | Mapping[str, int]
+) -> nn.Module:
     """Return the module that begins the trained part."""
     if which == "all":
         return network
-    if which == "head":
-        last = 0
-    elif isinstance(which, Mapping) and [*which] == ["last"] and type(which["last"]) is int and which["last"] > 0:
-        last = which["last"]
-    else:
-        raise UserError(f"the trained part must be all, head or {{last: n}} with n from 1, not {which!r}")
+    last = which["last"] if isinstance(which, Mapping) else 0
     layers = [module for module in modules if any(p.ndim > 1 for p in module.parameters(recurse=False))]
     if not layers:
         raise UserError("the network has no layer with weights of which a part could be trained")

@@ -435,13 +435,6 @@ def test_the_last_layers_of_any_other_network():
     assert trained == ["20.weight", "20.bias", "23.weight", "23.bias"]
 
 
-@pytest.mark.parametrize("which", ["heads", "", 1, None, {"last": 0}, {"last": True}, {"last": 1.0}, {"first": 1}, {}])
-def test_a_part_that_is_none_is_refused(which):
-    with pytest.raises(UserError) as error:
-        set_trainable(make("mlp"), which)
-    assert str(error.value) == f"the trained part must be all, head or {{last: n}} with n from 1, not {which!r}"
-
-
 def test_of_a_network_without_weights_no_part_is_trained():
     with pytest.raises(UserError, match=r"^the network has no layer with weights of which a part could be trained$"):
         set_trainable(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)), "head")
