@@ -8,18 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from photographs import make
 from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import AutoAugmentPolicy, v2
 
-from raybench import augment
 from raybench.augment import Augmentation
 from raybench.errors import UserError
-from raybench.settings import Named, augmentation_parts
-
-
-def make(spec: Any) -> Augmentation:
-    return augment.build([Named.model_validate(part) for part in augmentation_parts(spec)])
 
 
 def draw(augmentation: Augmentation, images: int) -> torch.Tensor:
