@@ -1,8 +1,9 @@
-"""What several test files share: a cache of their own, suites from text, a small made-up dataset, object storage."""
+"""What several test files share: a cache of their own, the command line, suites, made-up data, object storage."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import row_of
+from made import Raybench, Result, row_of
 from pyarrow import fs
 
-from raybench import plan
+from raybench import cli, plan
 from raybench import suite as suites
 from raybench.data import Images, Source
 from raybench.grid import Trial, identity
@@ -57,6 +58,25 @@ def cluster() -> Iterator[object]:
     Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
     with connect.connect("local") as connected:
         yield connected
+
+
+@pytest.fixture
+def raybench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Raybench:
+    """``raybench("plan", "quickstart")`` runs the command line in this process and in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("RAYBENCH_RESULTS", "RAYBENCH_DATA", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["raybench", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        result = Result(end.value.code, *capsys.readouterr())
+        assert "Traceback" not in result.out + result.err
+        return result
+
+    return run
 
 
 @pytest.fixture

@@ -1,13 +1,18 @@
-"""What several test files make up and read off: rows of trials, and cells of a table by the names of its columns."""
+"""What several test files make up and read off: rows of trials, suites, cells of a table, what a command prints."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from raybench.grid import Trial
+from raybench.plan import expand
 from raybench.records import TrialRow
+from raybench.suite import Suite, build
 from raybench.table import Table
+from raybench.yamlfile import Complaints, parse_yaml
 
 
 def row_of(trial: Trial, **columns: Any) -> TrialRow:
@@ -43,7 +48,31 @@ def objects(table: Table) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in table.rows]
 
 
+class Result(NamedTuple):
+    """How a command ended."""
+
+    status: Any
+    out: str
+    err: str
+
+
+Raybench = Callable[..., Result]
+"""The fixture `raybench`."""
+
+
 # Suites that several files look at
+
+
+def suite(text: str, *sets: str) -> Suite:
+    """Return what ``s.yaml`` with this text would be."""
+    document, marks = parse_yaml(text, "s.yaml")
+    return build(document, Complaints("s.yaml", marks), Path(), sets)
+
+
+def plan(text: str, *sets: str, **options: Any) -> list[Trial]:
+    """Return the trials of such a suite, with the ``options`` of `expand`."""
+    return expand(suite(text, *sets), **options)
+
 
 ONE_MODEL = """
 name: s

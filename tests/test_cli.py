@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from made import Raybench
 
-from raybench import __version__, cli, plan, run
+from raybench import __version__, plan, run
 from raybench import suite as suites
 from raybench.cli import base
 from raybench.grid import Trial
@@ -28,34 +29,6 @@ COMMANDS = [
     *("run", "plan", "validate", "summarize", "explain", "check", "stats", "compare", "plot", "report"),
     *("list", "doctor", "compact", "schema", "completion"),
 ]
-
-
-class Result(NamedTuple):
-    status: Any
-    out: str
-    err: str
-
-
-Raybench = Callable[..., Result]
-
-
-@pytest.fixture
-def raybench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Raybench:
-    """``raybench("plan", "quickstart")`` runs the command line in this process and in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    for name in ("RAYBENCH_RESULTS", "RAYBENCH_DATA", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["raybench", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        result = Result(end.value.code, *capsys.readouterr())
-        assert "Traceback" not in result.out + result.err
-        return result
-
-    return run
 
 
 def shown(value: str | list[str]) -> str:

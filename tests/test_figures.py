@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made import Raybench
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy import stats
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from raybench import cli, figures, plan
+from raybench import figures, plan
 from raybench.errors import UserError
 from raybench.figures import OF_TRIALS, PLOTS, Results, available, classes, curves, draw, grids, images, save, svg
 from raybench.figures import results as data
@@ -614,36 +615,20 @@ def stored(load_suite: Load, tmp_path: Path) -> Path:
     return tmp_path / "results" / "made"
 
 
-Command = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def command(
-    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Command:
-    """``command("plot", ...)`` returns the exit status, stdout and stderr; it runs in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("RAYBENCH_RESULTS", "RAYBENCH_DATA"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["raybench", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
+def command(raybench: Raybench, stored: Path) -> Raybench:
+    """``command("plot", ...)`` runs in a folder with results of ``made``."""
+    return raybench
 
 
-def test_plot_prints_where_the_figure_is(command: Command, tmp_path: Path) -> None:
+def test_plot_prints_where_the_figure_is(command: Raybench, tmp_path: Path) -> None:
     assert command("plot", "curves", "made") == (0, "made-curves.png\n", "")
     assert (tmp_path / "made-curves.png").read_bytes()[:4] == b"\x89PNG"
     assert command("plot", "ranking", "results/made", "-o", "new/a.pdf")[:2] == (0, "new/a.pdf\n")
     assert command("plot", "box", "made", "model=mlp", "--axis", "seed", "-o", "new")[:2] == (0, "new/made-box.png\n")
 
 
-def test_plot_names_classes_and_shows_images_of_the_dataset(command: Command) -> None:
+def test_plot_names_classes_and_shows_images_of_the_dataset(command: Raybench) -> None:
     status, out, err = command("plot", "gallery", "made", "--count", "2", "--trial", "mlp/none/s1", "-o", "g.svg")
     assert (status, out, err) == (0, "g.svg\n", "")
     assert Path("g.svg").read_text().count("<image") == 4
@@ -668,18 +653,18 @@ def test_plot_names_classes_and_shows_images_of_the_dataset(command: Command) ->
         ),
     ],
 )
-def test_plot_says_what_is_wrong(command: Command, arguments: list[str], message: str) -> None:
+def test_plot_says_what_is_wrong(command: Raybench, arguments: list[str], message: str) -> None:
     assert command("plot", *arguments) == (2, "", message)
 
 
-def test_the_help_of_plot_lists_every_kind(command: Command) -> None:
+def test_the_help_of_plot_lists_every_kind(command: Raybench) -> None:
     status, out, _ = command("plot", "--help")
     assert status == 0
     for name in PLOTS.names():
         assert f" {name}: " in out
 
 
-def test_images_must_be_those_that_were_tested_on(command: Command, stored: Path, load_suite: Load) -> None:
+def test_images_must_be_those_that_were_tested_on(command: Raybench, stored: Path, load_suite: Load) -> None:
     suite, trials = load_suite(TWO_CELLS)
     store = Store(stored.parent, suite)
     store.open()
@@ -693,7 +678,7 @@ def test_images_must_be_those_that_were_tested_on(command: Command, stored: Path
     assert err.startswith("classes have no names here: ")
 
 
-def test_classes_prints_a_table(command: Command) -> None:
+def test_classes_prints_a_table(command: Raybench) -> None:
     status, out, err = command("classes", "made", "model=mlp", "--format", "json")
     assert (status, err) == (0, "")
     table = json.loads(out)
@@ -703,7 +688,7 @@ def test_classes_prints_a_table(command: Command) -> None:
     assert table["rows"][0]["support"] == 10
 
 
-def test_a_figure_needs_neither_torch_nor_ray(command: Command) -> None:
+def test_a_figure_needs_neither_torch_nor_ray(command: Raybench) -> None:
     code = """
 import sys
 from raybench import cli
@@ -775,7 +760,7 @@ def test_every_cell_has_the_classes_of_its_own_dataset(two_datasets: Callable[[s
 
 
 def test_names_of_classes_come_from_each_cells_own_dataset(
-    two_datasets: Callable[[str], Results], command: Command
+    two_datasets: Callable[[str], Results], command: Raybench
 ) -> None:
     two_datasets("cifar100, digits")
     status, out, err = command("classes", "two", "--format", "json")
@@ -820,7 +805,7 @@ def caption(path: str) -> str:
 
 
 def test_predictions_that_cannot_be_read_are_not_counted_and_are_named(
-    command: Command, whole: tuple[Path, list[Trial]]
+    command: Raybench, whole: tuple[Path, list[Trial]]
 ) -> None:
     folder, trials = whole
     (torn,) = tear(folder / "predictions", trials[0])
@@ -848,7 +833,7 @@ def test_predictions_that_cannot_be_read_are_not_counted_and_are_named(
 
 
 def test_a_cell_without_readable_predictions_is_left_out_and_the_report_is_written(
-    command: Command, whole: tuple[Path, list[Trial]]
+    command: Raybench, whole: tuple[Path, list[Trial]]
 ) -> None:
     folder, trials = whole
     cell = [trial for trial in trials if trial.labels["model"] == "mlp"]
@@ -872,7 +857,7 @@ def test_a_cell_without_readable_predictions_is_left_out_and_the_report_is_writt
 
 
 def test_epochs_that_cannot_be_read_are_not_counted_and_are_named(
-    command: Command, whole: tuple[Path, list[Trial]]
+    command: Raybench, whole: tuple[Path, list[Trial]]
 ) -> None:
     folder, trials = whole
     cell = [trial for trial in trials if trial.labels["model"] == "mlp"]
@@ -908,7 +893,7 @@ def test_the_mean_of_readable_epochs_is_a_line(load_suite: Load) -> None:
     ids=["epochs", "macro_f1", "ensemble"],
 )
 def test_summarize_names_files_that_cannot_be_read(
-    command: Command, whole: tuple[Path, list[Trial]], arguments: list[str]
+    command: Raybench, whole: tuple[Path, list[Trial]], arguments: list[str]
 ) -> None:
     folder, trials = whole
     (torn,) = tear(folder / ("epochs" if "last" in arguments else "predictions"), trials[0])

@@ -13,22 +13,14 @@ import pytest
 from hypothesis import strategies as st
 from made import GRID as SMALL
 from made import ONE_MODEL as HEAD
+from made import plan, suite
 
 from raybench.errors import SuiteError
-from raybench.grid import MAX_TRIALS, Trial, cells, changes, count, identity, sizes, stream
+from raybench.grid import MAX_TRIALS, cells, changes, count, identity, sizes, stream
 from raybench.plan import expand
 from raybench.settings import TrialSettings
-from raybench.suite import Suite, build
-from raybench.yamlfile import Complaints, parse_yaml
-
-
-def suite(text: str, *sets: str) -> Suite:
-    document, marks = parse_yaml(text, "s.yaml")
-    return build(document, Complaints("s.yaml", marks), Path(), sets)
-
-
-def plan(text: str, *sets: str) -> list[Trial]:
-    return expand(suite(text, *sets))
+from raybench.suite import build
+from raybench.yamlfile import Complaints
 
 
 def names(text: str, *sets: str) -> list[str]:

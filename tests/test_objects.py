@@ -16,8 +16,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from made import Raybench
 
-from raybench import cli, objects, parquet
+from raybench import objects, parquet
 from raybench import store as stores
 from raybench.errors import UserError
 from raybench.objects import CLAIM, LEASE, Claim, Objects, StoreError, place, write_whole
@@ -318,19 +319,9 @@ def test_of_drivers_that_start_at_once_one_goes_on_at_most(bucket: str) -> None:
 
 
 @pytest.fixture
-def raybench(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., tuple[Any, str, str]]]:
-    monkeypatch.chdir(tmp_path)
+def raybench(raybench: Raybench, tmp_path: Path) -> Iterator[Raybench]:
     Path("remote.yaml").write_text(SUITE)
-
-    def run(*arguments: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["raybench", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code, *capsys.readouterr()
-
-    yield run
+    yield raybench
     assert {path.suffix for path in tmp_path.iterdir()} == {".yaml"}  # nothing called s3: lies here
 
 

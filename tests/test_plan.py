@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from made import GRID as SMALL
 from made import ONE_MODEL as HEAD
 from made import SEARCHED as SEARCH
+from made import plan, suite
 
 from raybench.errors import SuiteError
-from raybench.grid import Trial
-from raybench.plan import Choice, expand, restore, snapshot
+from raybench.plan import Choice, restore, snapshot
 from raybench.search import Ended
-from raybench.suite import Suite, build
-from raybench.yamlfile import Complaints, parse_yaml
-
-
-def suite(text: str, *sets: str) -> Suite:
-    document, marks = parse_yaml(text, "s.yaml")
-    return build(document, Complaints("s.yaml", marks), Path(), sets)
-
-
-def plan(text: str, *sets: str, only: dict[str, list[str]] | None = None, limit: int | None = None) -> list[Trial]:
-    return expand(suite(text, *sets), only, limit)
 
 
 def names(text: str, *sets: str, **options: Any) -> list[str]:

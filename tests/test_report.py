@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from made import Raybench
 
-from raybench import cli, ood, plan
+from raybench import ood, plan
 from raybench import suite as suites
 from raybench.figures import collect
 from raybench.grid import Trial
@@ -360,32 +361,14 @@ def test_ids_are_unique_and_links_lead_somewhere(table1: str) -> None:
 # The command
 
 
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def raybench(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Result]:
+def raybench(raybench: Raybench, tmp_path: Path) -> Raybench:
     """``raybench("report", "small")`` runs the command line in a folder with results of ``small``."""
-    monkeypatch.chdir(tmp_path)
     run(tmp_path / "results", small(tmp_path))
-
-    def command(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["raybench", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Result(end.value.code, *capsys.readouterr())  # type: ignore[arg-type]
-
-    return command
+    return raybench
 
 
-def test_the_command_prints_where_the_report_is(
-    raybench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_prints_where_the_report_is(raybench: Raybench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raybench.report.PLOTS", Registry("figure", {"box": "raybench.figures.grids:box"}))
     assert raybench("report", "small") == (0, "results/small/report.html\n", "")
     assert raybench("report", "results/small", "-o", "new/first.html") == (0, "new/first.html\n", "")
@@ -402,7 +385,7 @@ def test_the_command_prints_where_the_report_is(
         (["small", "-o", "small.yaml/report.html"], "small.yaml"),
     ],
 )
-def test_a_mistake_is_one_line(raybench: Callable[..., Result], arguments: list[str], message: str) -> None:
+def test_a_mistake_is_one_line(raybench: Raybench, arguments: list[str], message: str) -> None:
     status, out, err = raybench("report", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message in err

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made import Raybench
 from PIL import Image
 
-from raybench import cli, ood, revisit
+from raybench import ood, revisit
 from raybench.errors import DataError, UserError
 from raybench.grid import Trial
 from raybench.job import prepare
@@ -78,18 +79,9 @@ def images(home: Path) -> Images:
 
 
 @pytest.fixture
-def raybench(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(home)
-        monkeypatch.setattr(sys, "argv", ["raybench", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert isinstance(end.value.code, int)
-        return end.value.code, *capsys.readouterr()
-
-    return run
+def raybench(raybench: Raybench, home: Path, monkeypatch: pytest.MonkeyPatch) -> Raybench:
+    monkeypatch.chdir(home)
+    return raybench
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,7 +199,7 @@ def test_images_are_those_of_the_predictions(
 # Commands
 
 
-def test_the_command_prints_and_draws(raybench: Callable[..., tuple[int, str, str]], home: Path, store: Store) -> None:
+def test_the_command_prints_and_draws(raybench: Raybench, home: Path, store: Store) -> None:
     status, out, _ = raybench("ood", "seen", "--format", "json", "--plot", "h.png", "--samples", "s.svg")
     assert status == 0
     found = json.loads(out)
@@ -235,7 +227,7 @@ def test_judged_images_with_their_thresholds(store: Store) -> None:
 
 
 def test_other_images_by_option_stand_beside_the_suites(
-    raybench: Callable[..., tuple[int, str, str]], store: Store, suite: Suite, home: Path
+    raybench: Raybench, store: Store, suite: Suite, home: Path
 ) -> None:
     assert suite.ood
     assert raybench("ood", "seen", "--format", "csv")[0] == 0
@@ -284,7 +276,7 @@ def snapshot_of(home: Path) -> Iterator[Callable[..., None]]:
 
 
 def test_the_folder_of_a_dataset_is_named_as_the_table_names_it(
-    raybench: Callable[..., tuple[int, str, str]], store: Store, snapshot_of: Callable[..., None]
+    raybench: Raybench, store: Store, snapshot_of: Callable[..., None]
 ) -> None:
     """What the suite asked is shown again where the suite no longer asks it, and nothing is asked anew."""
     assert raybench("ood", "seen", "--format", "csv")[0] == 0
@@ -297,7 +289,7 @@ def test_the_folder_of_a_dataset_is_named_as_the_table_names_it(
 
 
 def test_datasets_that_the_suite_registers_can_be_named(
-    raybench: Callable[..., tuple[int, str, str]],
+    raybench: Raybench,
     home: Path,
     snapshot_of: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -314,9 +306,7 @@ def test_datasets_that_the_suite_registers_can_be_named(
     assert {row["outside"] for row in json.loads(out)["rows"]} == {"striped"}
 
 
-def test_stored_scores_are_drawn_of_the_dataset_that_is_named(
-    raybench: Callable[..., tuple[int, str, str]], home: Path
-) -> None:
+def test_stored_scores_are_drawn_of_the_dataset_that_is_named(raybench: Raybench, home: Path) -> None:
     assert raybench("ood", "seen", "--format", "csv")[0] == 0
     assert raybench("ood", "seen", "--dataset", "digits", "--samples", "own.svg", "--plot", "h.svg")[0] == 0
     for kind, own in (("outside", "own.svg"), ("activations", "h.svg")):
@@ -334,9 +324,7 @@ def test_stored_scores_are_drawn_of_the_dataset_that_is_named(
     assert '<figure id="figure-outside">' in (home / "r.html").read_text(encoding="utf-8")
 
 
-def test_images_from_outside_that_are_not_those_of_the_scores(
-    raybench: Callable[..., tuple[int, str, str]], home: Path, tmp_path: Path
-) -> None:
+def test_images_from_outside_that_are_not_those_of_the_scores(raybench: Raybench, home: Path, tmp_path: Path) -> None:
     assert raybench("ood", "seen", "--format", "csv")[0] == 0
     elsewhere = ("--data-dir", str(tmp_path))
     status, _, said = raybench("plot", "outside", "seen", *elsewhere)
@@ -353,7 +341,7 @@ def test_images_from_outside_that_are_not_those_of_the_scores(
     assert "small_cnn/s0 was asked about" in (home / "r.html").read_text(encoding="utf-8"), "the rest is drawn"
 
 
-def test_gradcam_draws_a_picture(raybench: Callable[..., tuple[int, str, str]], home: Path) -> None:
+def test_gradcam_draws_a_picture(raybench: Raybench, home: Path) -> None:
     pytest.importorskip("captum", reason="no captum: pip install 'raybench[explain]'")
     assert raybench("gradcam", "seen", "model=small_cnn", "--count", "2", "--layer", "2", "-o", "cam.svg")[:2] == (
         0,
@@ -364,9 +352,7 @@ def test_gradcam_draws_a_picture(raybench: Callable[..., tuple[int, str, str]], 
     assert raybench("gradcam", "seen", "--count", "1", "--right")[:2] == (0, "seen-gradcam.png\n")
 
 
-def test_gradcam_as_a_kind_of_figure_and_in_the_report(
-    raybench: Callable[..., tuple[int, str, str]], home: Path
-) -> None:
+def test_gradcam_as_a_kind_of_figure_and_in_the_report(raybench: Raybench, home: Path) -> None:
     pytest.importorskip("captum", reason="no captum: pip install 'raybench[explain]'")
     assert raybench("gradcam", "seen", "--count", "2", "-o", "own.svg")[0] == 0
     assert raybench("plot", "gradcam", "seen", "--count", "2", "-o", "kind.svg")[:2] == (0, "kind.svg\n")
@@ -385,7 +371,7 @@ def test_gradcam_as_a_kind_of_figure_and_in_the_report(
 def test_only_who_asks_for_other_images_has_them_downloaded(
     command: tuple[str, ...],
     downloads: bool,
-    raybench: Callable[..., tuple[int, str, str]],
+    raybench: Raybench,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A picture of stored results asks for the folder of their images, as `plot gallery` does."""
@@ -402,7 +388,7 @@ def test_only_who_asks_for_other_images_has_them_downloaded(
 
 @pytest.mark.parametrize("command", [("gradcam", "seen"), ("plot", "gradcam", "seen"), ("ood", "seen")])
 def test_networks_cannot_be_asked_without_torch(
-    raybench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+    raybench: Raybench, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     message = "this asks trained networks, and needs PyTorch: pip install torch torchvision"
@@ -435,15 +421,11 @@ def test_networks_cannot_be_asked_without_torch(
         ),
     ],
 )
-def test_mistakes_are_one_line(
-    arguments: tuple[str, ...], message: str, raybench: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str, raybench: Raybench) -> None:
     assert raybench(*arguments) == (2, "", f"raybench: {message}\n")
 
 
-def test_a_suite_that_says_nothing_of_other_images(
-    raybench: Callable[..., tuple[int, str, str]], snapshot_of: Callable[..., None]
-) -> None:
+def test_a_suite_that_says_nothing_of_other_images(raybench: Raybench, snapshot_of: Callable[..., None]) -> None:
     snapshot_of(ood=None)
     assert raybench("ood", "results/seen") == (
         2,

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from made import SEARCHED as SEARCH
+from made import plan, suite
 
 from raybench.errors import SuiteError
 from raybench.grid import Trial, sizes
 from raybench.plan import Choice, expand
 from raybench.search import Ended
 from raybench.stages import is_done, pruner, start_order
-from raybench.suite import Suite, build
-from raybench.yamlfile import Complaints, parse_yaml
-
-
-def suite(text: str, *sets: str) -> Suite:
-    document, marks = parse_yaml(text, "s.yaml")
-    return build(document, Complaints("s.yaml", marks), Path(), sets)
-
-
-def plan(text: str, *sets: str) -> list[Trial]:
-    return expand(suite(text, *sets))
 
 
 def ids(text: str, *sets: str) -> set[str]:
