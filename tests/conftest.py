@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,28 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYBENCH_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the test a cache that is empty."""
+    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def fits(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An empty cache, and the number of images that augmentations are fitted on, every time."""
+    from raybench.augment import Augmentation
+
+    counts: list[int] = []
+    fit = Augmentation.fit
+
+    def counting(self: Augmentation, images: Sized) -> Any:
+        counts.append(len(images))
+        return fit(self, images)
+
+    monkeypatch.setattr(Augmentation, "fit", counting)
+    return counts
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +170,24 @@ def add_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
         monkeypatch.setitem(MODELS._entries, name, builder)
 
     return add
+
+
+@pytest.fixture
+def add_mlp(add_model: Callable[[str, Any], None]) -> Callable[[str, Callable[..., Any]], None]:
+    """``add_mlp(name, forward)`` registers a model around `mlp`: ``forward(mlp, images)`` returns its logits."""
+    from torch import nn
+
+    from raybench import models
+
+    class Around(nn.Module):
+        def __init__(self, inner: nn.Module, around: Callable[..., Any]) -> None:
+            super().__init__()
+            self.inner, self.around = inner, around
+
+        def forward(self, images: Any) -> Any:
+            return self.around(self.inner, images)
+
+    return lambda name, forward: add_model(name, lambda *of: Around(models.mlp(*of), forward))
 
 
 @pytest.fixture(scope="session")

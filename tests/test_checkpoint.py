@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from raybench import models
 from raybench.checkpoint import Checkpoints
 from raybench.data import Source, trial_data
 from raybench.errors import UserError
@@ -86,20 +85,15 @@ def test_it_ends_with_the_same_numbers(case: str, make_trial: MakeTrial, source:
 
 
 def test_it_really_goes_on(
-    make_trial: MakeTrial, source: Source, tmp_path: Path, add_model: Callable[[str, Any], None]
+    make_trial: MakeTrial, source: Source, tmp_path: Path, add_mlp: Callable[[str, Any], None]
 ) -> None:
     steps = []
 
-    class Counting(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
+    def counting(mlp: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        steps.append(1) if mlp.training else None
+        return mlp(images)
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            steps.append(1) if self.training else None
-            return self.inner(images)
-
-    add_model("counting", lambda shape, classes: Counting(models.mlp(shape, classes)))
+    add_mlp("counting", counting)
     trial, checkpoints = make_trial(model="counting", epochs=4), Checkpoints(str(tmp_path), seconds=0)
     whole = run(trial, source)
     per_epoch = len(steps) // 4
@@ -114,21 +108,16 @@ def test_it_really_goes_on(
 
 
 def test_python_and_numpy_draw_on(
-    make_trial: MakeTrial, source: Source, tmp_path: Path, add_model: Callable[[str, Any], None]
+    make_trial: MakeTrial, source: Source, tmp_path: Path, add_mlp: Callable[[str, Any], None]
 ) -> None:
     """Models from outside may draw from these."""
     import random
 
-    class Drawing(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
+    def drawing(mlp: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        scale = 1 + random.random() + np.random.standard_normal() if mlp.training else 1.0
+        return mlp(images) * scale
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            scale = 1 + random.random() + np.random.standard_normal() if self.training else 1.0
-            return self.inner(images) * scale
-
-    add_model("drawing", lambda shape, classes: Drawing(models.mlp(shape, classes)))
+    add_mlp("drawing", drawing)
     trial, checkpoints = make_trial(model="drawing", epochs=4), Checkpoints(str(tmp_path), seconds=0)
     whole = run(trial, source)
     with pytest.raises(Killed):

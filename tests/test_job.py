@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from raybench import augment, job
+from raybench import job
 from raybench.data import Images, Source, trial_data
 from raybench.errors import DataError, SuiteError, UserError, WeightsError
 from raybench.grid import Trial
@@ -51,21 +51,6 @@ def loads(source: Source, monkeypatch: pytest.MonkeyPatch) -> list[DatasetSettin
 
     monkeypatch.setattr(job, "load", load)
     return seen
-
-
-@pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
-    """An empty cache, and the number of images of every fit."""
-    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path / "cache"))
-    counts: list[int] = []
-    fit = augment.Augmentation.fit
-
-    def counting(self: augment.Augmentation, images: np.ndarray) -> Any:
-        counts.append(len(images))
-        return fit(self, images)
-
-    monkeypatch.setattr(augment.Augmentation, "fit", counting)
-    return counts
 
 
 def test_every_source_is_loaded_once(load_suite: LoadSuite, loads: list[DatasetSettings], tmp_path: Path) -> None:

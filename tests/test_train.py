@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pickle
@@ -658,20 +659,14 @@ def test_what_training_hands_back(make_trial: MakeTrial, source: Source) -> None
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_diverged_trial_keeps_its_epochs(
-    poison: float, make_trial: MakeTrial, source: Source, add_model: AddModel
+    poison: float, make_trial: MakeTrial, source: Source, add_mlp: AddModel
 ) -> None:
-    class Poisoned(nn.Module):
-        """Breaks in the last step of its third epoch."""
+    steps = itertools.count(1)
 
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner, self.steps = inner, 0
+    def poisoned(mlp: nn.Module, images: Tensor) -> Tensor:  # in the last step of its third epoch
+        return mlp(images) * (poison if mlp.training and next(steps) == 12 else 1)
 
-        def forward(self, images: Tensor) -> Tensor:
-            self.steps += self.training
-            return self.inner(images) * (poison if self.steps == 12 else 1)
-
-    add_model("poisoned", lambda shape, classes: Poisoned(models.mlp(shape, classes)))
+    add_mlp("poisoned", poisoned)
     outcome = run(make_trial(model="poisoned", epochs=5), source)
     row = outcome.row
     assert (row.status, row.error_class, row.epochs) == ("failed", "diverged", 2)

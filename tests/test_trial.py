@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -77,22 +78,16 @@ def run(trial: Trial, source: Source, **options: Any) -> Outcome:
     ],
 )
 def test_what_a_model_raises_becomes_a_row(
-    error: BaseException, expected: str, text: str, make_trial: MakeTrial, source: Source, add_model: AddModel
+    error: BaseException, expected: str, text: str, make_trial: MakeTrial, source: Source, add_mlp: AddModel
 ) -> None:
-    class Faulty(nn.Module):
-        """Raises in its second epoch."""
+    steps = itertools.count(1)
 
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner, self.steps = inner, 0
+    def faulty(mlp: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        if mlp.training and next(steps) == 5:  # in its second epoch
+            raise error
+        return mlp(images)
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            self.steps += self.training
-            if self.steps == 5:
-                raise error
-            return self.inner(images)
-
-    add_model("faulty", lambda shape, classes: Faulty(models.mlp(shape, classes)))
+    add_mlp("faulty", faulty)
     reported: list[EpochRow] = []
     outcome = run(make_trial(model="faulty"), source, report=reported.append)
     row = outcome.row
@@ -207,22 +202,17 @@ def test_ctrl_c_in_a_debugger_is_no_failed_trial(make_trial: MakeTrial, source: 
 
 
 def test_a_report_that_swallowed_its_error_leaves_nothing_behind(
-    make_trial: MakeTrial, source: Source, add_model: AddModel
+    make_trial: MakeTrial, source: Source, add_mlp: AddModel
 ) -> None:
     """An error of the model after a report that returned is the trial's own."""
+    calls = itertools.count(1)
 
-    class Late(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner, self.steps = inner, 0
+    def late(mlp: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        if next(calls) > 8:
+            raise SystemExit("bye")
+        return mlp(images)
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            self.steps += 1
-            if self.steps > 8:
-                raise SystemExit("bye")
-            return self.inner(images)
-
-    add_model("late", lambda shape, classes: Late(models.mlp(shape, classes)))
+    add_mlp("late", late)
     row = run(make_trial(model="late"), source, report=lambda row: None).row
     assert (row.status, row.error, row.epochs) == ("failed", "SystemExit: bye", 1)
 
@@ -299,16 +289,8 @@ def test_predictions_agree_with_the_row(make_trial: MakeTrial, source: Source) -
     assert (predictions.logits.argmax(1) == predictions.prediction).all()
 
 
-def test_logits_too_large_for_float16_stay_finite(make_trial: MakeTrial, source: Source, add_model: AddModel) -> None:
-    class Loud(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.inner(images) * 1e7
-
-    add_model("loud", lambda shape, classes: Loud(models.mlp(shape, classes)))
+def test_logits_too_large_for_float16_stay_finite(make_trial: MakeTrial, source: Source, add_mlp: AddModel) -> None:
+    add_mlp("loud", lambda mlp, images: mlp(images) * 1e7)
     outcome = run(make_trial(model="loud", epochs=1), source)
     assert outcome.predictions is not None, outcome.row.error
     assert np.isfinite(outcome.predictions.logits).all()
@@ -317,21 +299,6 @@ def test_logits_too_large_for_float16_stay_finite(make_trial: MakeTrial, source:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Fitted statistics
-
-
-@pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
-    """An empty cache, and the number of images of every fit."""
-    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path))
-    counts: list[int] = []
-    fit = augment.Augmentation.fit
-
-    def counting(self: augment.Augmentation, images: np.ndarray) -> Any:
-        counts.append(len(images))
-        return fit(self, images)
-
-    monkeypatch.setattr(augment.Augmentation, "fit", counting)
-    return counts
 
 
 def same(one: Any, other: Any) -> bool:
@@ -347,7 +314,7 @@ def test_statistics_are_fitted_once_and_kept(
     assert {name: array.shape for name, array in first.items()} == {"zca_mean": (1,), "zca_matrix": (64, 64)}
     assert same(fit_augmentation(make_trial(augmentation=["shift", "zca"]).typed(), data), first)
     assert fits == [60]
-    assert len(list(tmp_path.glob("statistics/*.npz"))) == 1
+    assert len(list(tmp_path.glob("cache/statistics/*.npz"))) == 1
 
     smaller = make_trial(augmentation="zca", dataset={"train_size": 40})
     assert not same(fit_augmentation(smaller.typed(), data_for(smaller, source)), first)
@@ -356,7 +323,7 @@ def test_statistics_are_fitted_once_and_kept(
     other = dataclasses.replace(data, fingerprint="f" * 16)
     assert same(fit_augmentation(trial.typed(), other), first)
     assert fits == [60, 40, 60, 60]
-    assert len(list(tmp_path.glob("statistics/*.npz"))) == 4
+    assert len(list(tmp_path.glob("cache/statistics/*.npz"))) == 4
 
 
 def test_nothing_to_fit(make_trial: MakeTrial, source: Source, fits: list[int], tmp_path: Path) -> None:
@@ -371,7 +338,7 @@ def test_a_torn_cache_file_is_fitted_again(
     trial = make_trial(augmentation="zca")
     data = data_for(trial, source)
     first = fit_augmentation(trial.typed(), data)
-    (path,) = tmp_path.glob("statistics/*.npz")
+    (path,) = tmp_path.glob("cache/statistics/*.npz")
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
@@ -382,7 +349,7 @@ def test_a_torn_cache_file_is_fitted_again(
         assert same(fit_augmentation(trial.typed(), data), first)
         assert path.read_bytes() == whole
     assert len(fits) == 1 + len(damaged)
-    assert list(tmp_path.glob("statistics/*.npz")) == [path]
+    assert list(tmp_path.glob("cache/statistics/*.npz")) == [path]
 
 
 def test_a_cache_that_cannot_be_written_is_the_users_to_mend(
