@@ -198,7 +198,7 @@ def test_a_storage_that_fails_stops_no_trial(
         assert_same(run(trial, source, checkpoints), whole)
 
 
-def test_half_a_file_is_not_left_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_file_is_not_left_on_a_full_disk(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path))
     (tmp_path / "x-0.pt").mkdir()  # nothing can be moved there
     with pytest.raises(OSError, match=r"x-0\.pt"):

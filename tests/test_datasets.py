@@ -38,9 +38,9 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
 
 
-def encoded(pixels: np.ndarray, format: str = "PNG") -> bytes:
+def encoded(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(file, format)
+    Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(file, "PNG")
     return file.getvalue()
 
 
@@ -67,9 +67,9 @@ def write_parquet(
     pq.write_table(table, path)
 
 
-def write_parquet_pair(place: Path, names: Any = ("no", "yes"), **columns: str) -> Path:
+def write_parquet_pair(place: Path) -> Path:
     for split in ("train", "test"):
-        write_parquet(place / f"{split}.parquet", noise(4, 8, 8, 3), [0, 1, 1, 0], names=names, **columns)
+        write_parquet(place / f"{split}.parquet", noise(4, 8, 8, 3), [0, 1, 1, 0], names=("no", "yes"))
     return place
 
 

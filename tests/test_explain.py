@@ -217,8 +217,9 @@ def test_weights_and_changes_that_are_in_no_commit(load: Load) -> None:
 # Searches
 
 
-def won(trials: Sequence[Trial], lr: float = 0.1) -> dict[str, Ended]:
-    return {t.id: Ended("completed", float(t.settings["train"]["lr"] == lr), 4) for t in trials}
+def won(trials: Sequence[Trial]) -> dict[str, Ended]:
+    """Return how they ended where a learning rate of 0.1 won."""
+    return {t.id: Ended("completed", float(t.settings["train"]["lr"] == 0.1), 4) for t in trials}
 
 
 def test_points_that_lost_are_shown_and_in_no_number(load: Load) -> None:

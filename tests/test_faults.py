@@ -289,7 +289,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_harms_no_row(place, head) -> N
     assert files == {path: path.read_bytes() for path in files}
 
 
-def test_sweeps_survive_kills_of_driver_worker_and_node(tmp_path: Path) -> None:
+def test_sweeps_survive_kills_of_driver_worker_and_node() -> None:
     with tempfile.TemporaryDirectory(prefix="rb", ignore_cleanup_errors=True) as folder:
         seen, _ = kill.run(Path(folder), ["node", "driver", "worker"], random.Random(time.time_ns()))
     for kind, row in seen.items():

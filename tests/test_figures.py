@@ -150,7 +150,7 @@ def results(load_suite: Load) -> Results:
     return made(*load_suite(SUITE))
 
 
-def options_of(kind: str, results: Results) -> dict[str, Any]:
+def options_of(kind: str) -> dict[str, Any]:
     """Return what a kind is given besides the results."""
     n = 6
     rng = np.random.default_rng(0)
@@ -435,7 +435,7 @@ def outside(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("kind", PLOTS.names())
 def test_every_kind_is_drawn_the_same_twice_and_nothing_overlaps(results: Results, kind: str) -> None:
-    options = options_of(kind, results)
+    options = options_of(kind)
     figure = draw(kind, results, **options)
     text = svg(figure)
     assert text == svg(draw(kind, results, **options))
@@ -469,7 +469,7 @@ def test_long_names_many_cells_and_doubts_do_not_overlap(load_suite: Load, kind:
     epochs = itertools.chain(*(epochs_of(trial, 3 + number % 5) for number, trial in enumerate(trials)))
     rows = [row_of(trial, validation="test") for trial in trials[5:]]
     results = made(suite, trials, rows, list(epochs), tuple(f"class number {number}" for number in range(6)))
-    figure = draw(kind, results, **options_of(kind, results))
+    figure = draw(kind, results, **options_of(kind))
     assert overlaps(figure) == []
     assert outside(figure) == []
     said = " ".join(text for text, _ in texts(figure))
@@ -911,7 +911,7 @@ def test_every_figure_of_a_selected_epoch_says_the_rule(load_suite: Load) -> Non
     results = made(suite, trials)
     rule = "selection rule: the weights of the epoch with the best val_loss"
     for kind in PLOTS.names():
-        said = [text for text, _ in texts(draw(kind, results, **options_of(kind, results)))]
+        said = [text for text, _ in texts(draw(kind, results, **options_of(kind)))]
         assert (rule in said) == (kind not in ("curves", "curves_by_lr")), kind
     for kind in OF_TRIALS:  # their number is of none
         assert rule not in [text for text, _ in texts(draw(kind, results, metric="epochs"))]

@@ -89,7 +89,7 @@ def raybench(raybench: Raybench, home: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_finished_trials_with_weights_are_asked_once(
-    store: Store, suite: Suite, trials: list[Trial], images: Images, home: Path
+    store: Store, suite: Suite, trials: list[Trial], images: Images
 ) -> None:
     assert suite.ood
     said: list[str] = []
@@ -226,9 +226,7 @@ def test_judged_images_with_their_thresholds(store: Store) -> None:
     pd.testing.assert_series_equal(shares.sort_index(), expected.sort_index(), check_names=False)
 
 
-def test_other_images_by_option_stand_beside_the_suites(
-    raybench: Raybench, store: Store, suite: Suite, home: Path
-) -> None:
+def test_other_images_by_option_stand_beside_the_suites(raybench: Raybench, store: Store, suite: Suite) -> None:
     assert suite.ood
     assert raybench("ood", "seen", "--format", "csv")[0] == 0
     status, out, _ = raybench("ood", "seen", "--dataset", "digits", "--layer", "1", "--format", "json")

@@ -482,7 +482,7 @@ def test_ctrl_c_before_tune_listens_starts_no_trial(cluster, tmp_path, monkeypat
     assert sent and heard.starts == []
 
 
-def test_a_running_tune_is_told_again_to_stop(tmp_path, monkeypatch) -> None:
+def test_a_running_tune_is_told_again_to_stop(monkeypatch) -> None:
     event, told = threading.Event(), []
     watch = watcher([], Heard(), event)
     monkeypatch.setattr(watch, "_look_for_room", lambda: None)
@@ -585,7 +585,7 @@ def watcher(trials: list[Trial], heard: Heard, interrupted: threading.Event) -> 
     return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, None, Resources(), {"CPU": 1})
 
 
-def test_where_the_rest_of_the_nodes_has_no_room_it_says_so_once(tmp_path, monkeypatch) -> None:
+def test_where_the_rest_of_the_nodes_has_no_room_it_says_so_once(monkeypatch) -> None:
     from raybench import schedule
     from raybench.connect import Node
 

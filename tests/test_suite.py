@@ -48,10 +48,6 @@ def complaint(*sets: str, **keys: str | None) -> str:
     return str(error.value)
 
 
-def variant(b: str, a: str = "{}") -> dict[str, str | None]:
-    return {"compare": f"\n  model: [mlp]\n  variant:\n    a: {a}\n    b: {b}"}
-
-
 def names(*sets: str, **keys: str | None) -> list[str]:
     return [trial.name for trial in expand(suite(*sets, **keys))]
 
@@ -560,7 +556,7 @@ def test_overrides_reach_every_trial(sets: list[str], path: str, value: Any) -> 
 
 
 def test_an_override_has_the_last_word_over_a_variant() -> None:
-    plain = variant("{train: {epochs: 3, batch_size: 8}}")
+    plain = {"compare": "{model: [mlp], variant: {a: {}, b: {train: {epochs: 3, batch_size: 8}}}}"}
     assert [t.settings["train"]["epochs"] for t in expand(suite("train.epochs=7", **plain))] == [7] * 4
     assert [t.settings["train"]["batch_size"] for t in expand(suite("train.epochs=7", **plain))] == [32, 8] * 2
 

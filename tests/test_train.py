@@ -430,7 +430,7 @@ def test_tf32_is_allowed_for_its_trial_alone_and_changes_nothing_here(
     assert losses[0] == (pytest.approx(losses[1], rel=1e-6) if gpu else losses[1])
 
 
-def test_whitening_is_of_all_digits_in_a_trial_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitening_is_of_all_digits_in_a_trial_of_tf32() -> None:
     zca = preparation.ZCA()
     zca.mean, zca.matrix = torch.zeros(3), torch.eye(12)
     seen: list[str] = []
