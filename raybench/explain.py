@@ -26,7 +26,7 @@ from raybench.grid import Trial, counted, differences, resolved
 from raybench.metrics import says
 from raybench.plan import Choice
 from raybench.records import FINISHED
-from raybench.suite import Suite, command
+from raybench.suite import Suite, command, results_words
 from raybench.table import Column, Table
 
 IN_MEAN = "yes"
@@ -108,7 +108,7 @@ def explain(rows: pd.DataFrame, choice: Choice, trials: Sequence[Trial], words: 
             *_differences(others, (members or planned)[0], suite),
             *mixtures(behind, members),
             "to run it again, what is missing here, or with another --results all of it:",
-            command(suite, _only(choice, labels, planned), *([] if results == "results" else ["--results", results])),
+            command(suite, _only(choice, labels, planned), *results_words(results)),
         ),
     )
 

@@ -30,7 +30,7 @@ from raybench.plan import Choice
 from raybench.question import Question
 from raybench.records import STATUSES
 from raybench.store import Store
-from raybench.suite import Suite, command
+from raybench.suite import Suite, command, results_words
 from raybench.summarize import summarize
 from raybench.table import Column, render
 from raybench.yamlfile import write_yaml
@@ -156,6 +156,7 @@ def report(store: Store, choice: Choice, results: Results, given: Mapping[str, M
             suite,
             ((axis, value) for axis, values in choice.only.items() for value in values),
             *([] if choice.limit is None else ["--limit", str(choice.limit)]),
+            *results_words(str(store.folder.parent)),
         ),
         zip=zip,
     )

@@ -247,6 +247,11 @@ def command(suite: Suite, only: Iterable[tuple[str, Any]] = (), *more: str) -> s
     return shlex.join([*words, *more])
 
 
+def results_words(root: str) -> list[str]:
+    """Return the words that have a command look for results in ``root``: none where it does by itself."""
+    return [] if root == "results" else ["--results", root]
+
+
 def report_of(suite: Suite) -> str:
     """Return the number of the report that a suite is from, which its ``about`` names, or nothing."""
     found = re.search(r"\(report (\d+)", suite.about)

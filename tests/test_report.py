@@ -208,7 +208,7 @@ def test_it_says_what_was_planned_and_how_it_ended(table1: str) -> None:
     assert "model3/aug1/0.001/s0: out_of_memory no memory" in said
     assert "Traceback: here" in said
     assert "torch 2.15.0 (43), 2.14.0 (1)" in said
-    assert said.endswith(" raybench run table1")
+    assert re.search(r" raybench run table1 --results \S+$", said)
 
 
 def test_every_trial_has_a_row(table1: str) -> None:
@@ -299,7 +299,10 @@ def test_the_command_to_run_it_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     choice = Choice(small(Path()).suite, only, limit)
-    assert Page(made(run(tmp_path, choice, lambda n: None), choice)).said().endswith(f" run small.yaml{options}")
+    said = Page(made(run(Path("results"), choice, lambda n: None), choice)).said()
+    assert said.endswith(f" raybench run small.yaml{options}")
+    said = Page(made(run(Path("other place"), choice, lambda n: None), choice)).said()
+    assert said.endswith(f" raybench run small.yaml{options} --results 'other place'")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -307,7 +310,7 @@ def test_the_command_has_what_was_set(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     small(Path())
     choice = Choice(suites.load(Path("small.yaml"), ["dataset.validation={size: 50}"], smoke=True))
-    said = Page(made(run(tmp_path, choice, lambda n: None), choice)).said()
+    said = Page(made(run(Path("results"), choice, lambda n: None), choice)).said()
     assert "raybench run small.yaml --set 'dataset.validation={size: 50}' --smoke" in said
     assert "WARNING: smoke run: numbers mean nothing" in said
 
