@@ -34,8 +34,8 @@ PATHS = [
     *(f"dataset.{key}" for key in DatasetSettings.model_fields),
 ]
 """What an axis can set, but for the options of models."""
-TAKEN = frozenset({f.name for f in fields(TrialRow)} | STATISTICS)
-"""Names of columns, in the results or in a table, that no axis may have."""
+TAKEN = frozenset({f.name for f in fields(TrialRow)} | STATISTICS | {"interactions"})
+"""Names of columns, in the results or in a table, and of a row beside those of axes, that no axis may have."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 NO_MODEL = ""
 """Stands for the model while only the axes name one."""
@@ -149,7 +149,9 @@ def _axis_path(name: str, role: Role, labelled: bool, complain: Complaints) -> s
     if not re.match(NAME, name):
         raise complain.at(loc, "the name of an axis is made of letters, digits, '_' and '-'")
     if complain.names and name in TAKEN:  # what ran before the name was taken can still be read
-        raise complain.at(loc, "is the name of a column of tables: give the axis another name, such as `variant`")
+        raise complain.at(
+            loc, "is the name of a column or row of tables: give the axis another name, such as `variant`"
+        )
     return ""
 
 

@@ -16,7 +16,7 @@ __all__ = ["here"]  # the fixture: suites are files of the current folder
 # Mistakes in an axis
 
 LABELS = "give values that are not a word or a number a label: `{label: value, ...}`"
-COLUMN = "is the name of a column of tables: give the axis another name, such as `variant`"
+COLUMN = "is the name of a column or row of tables: give the axis another name, such as `variant`"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_mistake_in_an_axis(keys: dict[str, str | None], message: str) -> None
         *("n", "mean", "std", "min", "max", "planned", "difference", "published_mean"),
         *("class", "precision", "recall", "f1", "f1_std", "support"),
         *("outside", "score", "layer", "kind", "threshold", "accuracy", "accuracy_std", "peek_accuracy", "auroc"),
-        *("fpr95", "in_mean"),
+        *("fpr95", "in_mean", "interactions"),
     ],
 )
 def test_an_axis_is_never_called_as_a_column(name: str) -> None:
