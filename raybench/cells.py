@@ -216,6 +216,14 @@ def _epochs_run(stored: pd.DataFrame) -> pd.Series:
     return stored["epochs_run"].fillna(0)
 
 
+def as_searched(suite: Suite, axes: Sequence[str]) -> list[str]:
+    """Say which of ``axes`` were searched, where no winner was confirmed and each of their values is a cell."""
+    if not suite.searches or suite.confirm == "winner":
+        return []
+    searched = [axis for axis in suite.names("search") if axis in axes]
+    return [f"{axis} is searched: each value is shown as it is, none was chosen and confirmed" for axis in searched]
+
+
 def open_search(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial]) -> list[str]:
     """Say what is missing of a search whose winners are confirmed."""
     search = [trial for trial in trials if trial.stage == "search"]
@@ -289,6 +297,7 @@ def find_cells(rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial], seeds:
         header=(*data_of(stored, shown or trials), *search_of(rows, suite, trials, seeds)),
         warnings=warnings_of(stored, trials),
         notes=(
+            *as_searched(suite, axes),
             *missing(stored, shown),
             *open_search(rows, suite, trials),
             *mixtures(finished, shown),

@@ -190,7 +190,9 @@ def test_each_point_of_a_search_that_is_not_confirmed_is_a_row(finish: Finish) -
     rows = [
         row for t in trials for row in told(suite, t.id, 3.0 * (t.point == (0.01,))) if row.score == "mean_activation"
     ]
-    lines = objects(ood.table(frame(rows), cells, suite.name, [suite.ood]))
+    found = ood.table(frame(rows), cells, suite.name, [suite.ood])
+    assert found.notes == ("lr is searched: each value is shown as it is, none was chosen and confirmed",)
+    lines = objects(found)
     assert [(line["model"], line["lr"], line["n"], line["planned"], line["accuracy"]) for line in lines] == [
         ("mlp", 0.001, 2, 2, 0.75),
         ("mlp", 0.01, 2, 2, 0.5),
