@@ -7,8 +7,10 @@ import getpass
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -169,7 +171,8 @@ def connect(
         elsewhere = sys.stderr if verbose else stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(contextlib.redirect_stdout(elsewhere))
         try:
-            with _with_environment(here), contextlib.nullcontext() if verbose or address == "local" else _silent():
+            silent = contextlib.nullcontext() if verbose or address == "local" else _silent()
+            with _with_environment(here), silent, _same_on_sigterm():
                 context = ray.init(
                     address=address,
                     log_to_driver=verbose,
@@ -217,6 +220,17 @@ def _with_environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _same_on_sigterm() -> Iterator[None]:
+    """Keep what SIGTERM does: in the main thread Ray has it end the process, whatever is left undone."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

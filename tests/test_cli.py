@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -215,10 +216,20 @@ def test_an_interruption_says_how_to_go_on(raybench: Raybench, monkeypatch: pyte
     assert err.lstrip() == "raybench: interrupted; the same command again goes on where this one stopped\n"
 
 
+def test_a_sigterm_is_as_ctrl_c(raybench: Raybench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any time, not only while trials run."""
+    monkeypatch.setattr(plan, "expand", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    status, out, err = raybench("plan", "quickstart")
+    assert (status, out) == (130, "")
+    assert err.lstrip() == "raybench: interrupted; the same command again goes on where this one stopped\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_a_closed_pipe_is_no_error() -> None:
-    code = f"{sys.executable} -m raybench.cli plan table1 --json | true"
-    assert subprocess.run(code, shell=True, capture_output=True, text=True).stderr == ""
+    """Nor does its exit status say that a trial failed."""
+    code = f"{sys.executable} -m raybench.cli plan table1 --json | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize(

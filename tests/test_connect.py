@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,6 +232,27 @@ def test_a_cluster_here_gets_its_environment_from_the_driver(monkeypatch: pytest
     assert (connect.PRELOADED.items() <= here["environment"].items()) == to_train
     assert connect.ACTOR_ENVIRONMENT.items() <= joined["options"]["runtime_env"]["env_vars"].items()
     assert joined["environment"] == dict(os.environ) == before
+
+
+def test_a_sigterm_is_what_it_was_after_ray_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own handler, in the main thread, ends the process at once."""
+    shut = []
+
+    def init(**options: Any) -> Any:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        return SimpleNamespace(dashboard_url=None)
+
+    monkeypatch.setattr(connect.ray, "init", init)
+    monkeypatch.setattr(connect.ray, "shutdown", lambda: shut.append(True))
+    monkeypatch.setattr(connect, "alive", tuple)
+    monkeypatch.setattr(connect.ray._private.state.state, "get_max_resources_from_cluster_config", dict)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), connect.connect("auto"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert shut == [True]
 
 
 def test_on_many_cpus_nothing_is_loaded_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

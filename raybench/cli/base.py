@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -41,6 +40,7 @@ def app() -> None:
 
 def main() -> None:
     """Run the command line; every `UserError` is one line on stderr and exit status 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun is put in order
     try:
         status = app.main(prog_name="raybench", standalone_mode=False)
     except UserError as error:
@@ -52,9 +52,8 @@ def main() -> None:
     except (Abort, KeyboardInterrupt):
         print("raybench: interrupted; the same command again goes on where this one stopped", file=sys.stderr)
         status = EXIT_INTERRUPTED
-    except BrokenPipeError:  # `raybench ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
+    except SystemExit as end:  # click ends so where a pipe is closed, `raybench ... | head`: no trial has failed
+        status = 128 + signal.SIGPIPE if end.code == 1 else end.code
     sys.exit(status if isinstance(status, int) else 0)
 
 
