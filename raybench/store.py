@@ -77,10 +77,10 @@ def _patient(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate
 
 
 class Store:
-    """The results of one suite, below ``root``."""
+    """The results of one suite: in the folder of ``root`` that is called as the suite, or in ``folder``."""
 
-    def __init__(self, root: Folder, suite: Suite) -> None:
-        self.folder: Folder = root / suite.name
+    def __init__(self, root: Folder, suite: Suite, folder: Folder | None = None) -> None:
+        self.folder: Folder = root / suite.name if folder is None else folder
         self._axes = axis_types(suite)
         self._schemas: dict[Kind, pa.Schema] = {
             "trials": parquet.trials_schema(self._axes),

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,23 @@ def test_a_mistake_in_a_file_names_its_place(raybench: Raybench) -> None:
     message = "raybench: s.yaml:2:11: dataset.name: unknown dataset 'digts'; did you mean 'digits'?\n"
     for command in ("plan", "validate", "run"):
         assert raybench(command, "s.yaml") == (2, "", message)
+
+
+def test_a_folder_of_results_may_have_another_name(
+    raybench: Raybench, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for the one beside it that is called as the suite, if any."""
+    said = raybench("summarize", "results/small").out
+    assert "mlp,0.001,2,2,0.625," in raybench("summarize", "results/small", "--format", "csv").out
+    shutil.copytree(results / "small", "kept/small of before")
+    shutil.copytree(results / "small", results / "copy")
+    for file in (results / "small/trials").iterdir():
+        file.unlink()
+    assert raybench("summarize", "kept/small of before") == (0, said, "")
+    assert raybench("summarize", "results/copy") == (0, said, "")
+    assert raybench("summarize", "copy") == (0, said, "")
+    monkeypatch.chdir("results/copy")
+    assert raybench("summarize", ".") == (0, said, "")
 
 
 def test_the_same_from_a_shell(tmp_path: Path) -> None:

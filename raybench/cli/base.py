@@ -158,7 +158,7 @@ def stored(name: str, results: str | Path) -> tuple[Store, Choice]:
         root = place(results)
         folder = root / (name if (root / name).is_dir() else load(find_suite(name)).name)
     choice = restore(read_snapshot(folder), str(folder / SNAPSHOT))
-    return Store(folder.parent, choice.suite), choice
+    return Store(folder.parent, choice.suite, folder), choice  # a copy has a name of its own
 
 
 def chosen(words: tuple[str, ...]) -> dict[str, list[str]]:
