@@ -82,7 +82,8 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
     sweep = _Sweep(choice, store)
     planned, finished = choice.planned(), len(sweep.trials) - len(sweep.todo)
     console.print(Text.assemble((suite.name, "bold"), f"  {suite.about}" if suite.about else ""), soft_wrap=True)
-    console.print(f"{counted(planned, 'trial')} ({sizes(suite)}): {finished:,} finished, {planned - finished:,} to run")
+    left = f"{finished:,} finished, {planned - finished:,} to run"
+    console.print(f"{counted(planned, 'trial')} ({sizes(suite)}): {left}", soft_wrap=True)
     if lacking := len(sweep.without_weights()):
         console.print(
             f"weights of {counted(lacking, 'finished trial')} were not kept: to train again, choose another --results",

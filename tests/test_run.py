@@ -52,6 +52,7 @@ def test_notes_on_weights_are_shown_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")  # what is written to no terminal is not folded
     Path("noted.yaml").write_text(SUITE, encoding="utf-8")
     # An address that is refused once the trials are prepared.
     monkeypatch.setattr(sys, "argv", ["raybench", "run", "noted.yaml", "--address", "ray://nowhere"])
