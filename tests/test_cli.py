@@ -141,6 +141,8 @@ def test_version(raybench: Raybench) -> None:
         (["plan", "quickstart", "--limt", "3"], "No such option '--limt'."),
         (["plan", "quickstart", "--limit", "0"], "Invalid value for '--limit'"),
         (["plan", "quickstart", "--limit", "few"], "Invalid value for '--limit'"),
+        (["stats", "quickstart", "--confidence", "nan"], "Invalid value for '--confidence': nan is not a number."),
+        (["run", "quickstart", "--checkpoint-every", "nan"], "Invalid value for '--checkpoint-every': nan is"),
         (["run", "quickstart", "--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
         (["run", "quickstart", "--max-trials", "0"], "Invalid value for '--max-trials'"),
         (["list", "modles"], "'modles' is not one of"),
@@ -210,6 +212,8 @@ def test_a_folder_of_results_may_have_another_name(
     assert raybench("summarize", "kept/small of before") == (0, said, "")
     assert raybench("summarize", "results/copy") == (0, said, "")
     assert raybench("summarize", "copy") == (0, said, "")
+    (Path("copy") / "other things").mkdir(parents=True)
+    assert raybench("summarize", "copy") == (0, said, ""), "of results, not of this folder"
     monkeypatch.chdir("results/copy")
     assert raybench("summarize", ".") == (0, said, "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import sys
@@ -99,6 +100,14 @@ class Place(click.Path):
         return value if "://" in str(value) else super().convert(value, param, ctx)
 
 
+class Number(click.FloatRange):
+    """A number in a range: nan, which is below and above nothing, is none."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = float(super().convert(value, param, ctx))
+        return self.fail(f"{value} is not a number.", param, ctx) if math.isnan(number) else number
+
+
 results_option = click.option(
     "--results",
     type=Place(file_okay=False, path_type=Path),
@@ -147,16 +156,20 @@ def load_choice(name: str, sets: tuple[str, ...], only: tuple[str, ...], limit: 
 
 
 def stored(name: str, results: str | Path) -> tuple[Store, Choice]:
-    """Return the results called ``name`` (a folder, or a suite's below ``results``) and what was last run there."""
+    """Return the results called ``name`` (a suite's below ``results``, or a folder) and what was last run there."""
     from raybench.objects import place
     from raybench.plan import restore
     from raybench.store import SNAPSHOT, Store, read_snapshot
     from raybench.suite import find_suite, load
 
     folder = place(name)
-    if not folder.is_dir():
+    is_word = Path(name).parts == (name,) and name != ".."
+    if is_word or not folder.is_dir():
         root = place(results)
-        folder = root / (name if (root / name).is_dir() else load(find_suite(name)).name)
+        if (root / name).is_dir():  # whatever else is called so here
+            folder = root / name
+        elif not folder.is_dir():
+            folder = root / load(find_suite(name)).name
     choice = restore(read_snapshot(folder), str(folder / SNAPSHOT))
     return Store(folder.parent, choice.suite, folder), choice  # a copy has a name of its own
 

@@ -16,6 +16,7 @@ from raybench.cli.base import (
     EXIT_SPENT,
     EXIT_USAGE,
     FORMATS,
+    Number,
     address_option,
     app,
     concurrency_option,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--checkpoint-every",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=300,
     show_default=True,
     metavar="SECONDS",

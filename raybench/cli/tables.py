@@ -12,6 +12,7 @@ import rich_click as click
 
 from raybench.cli.base import (
     EXIT_FAILED,
+    Number,
     app,
     data_option,
     format_option,
@@ -199,7 +200,7 @@ def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--confidence",
-                type=click.FloatRange(0.5, 1, max_open=True),
+                type=Number(0.5, 1, max_open=True),
                 default=0.95,
                 show_default=True,
                 metavar="SHARE",
