@@ -100,6 +100,8 @@ def read_axis(
         loc, label = (role, name, key), key if labelled else value
         if not isinstance(label, Label):
             raise complain.at(loc, "give values that are not a word or a number a label: `{label: value, ...}`")
+        if complain.names and not str(label).isprintable():  # what ran before this was refused can still be read
+            raise complain.at((role, name), f"{label!r} is not right: must be one line, of characters to be printed")
         if path:
             assignments = flatten(path, value)
         elif isinstance(value, dict | None):

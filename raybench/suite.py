@@ -322,7 +322,7 @@ def build(
         raise complain.at(["model"], "is missing: name one under `model:` or several under `compare: {model: [...]}`")
     return Suite(
         name=file.name + ("-smoke" if file.train.smoke else ""),
-        about=file.about,
+        about=" ".join(file.about.split()),
         source=complain.source,
         document=document,
         sets=tuple(sets),

@@ -114,6 +114,10 @@ def test_a_file_that_cannot_be_read() -> None:
 # What the file says
 
 
+def test_what_it_is_about_is_one_line() -> None:
+    assert suite(about="|\n  two\n  lines").about == "two lines"
+
+
 def test_values_are_read_as_yaml_1_2() -> None:
     read = suite(
         compare="{augmentation: {off: none, no: flip}, train.best: [val_loss, val_accuracy]}",
