@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_suite import FORM, complaint, here, suite, variant
+from test_suite import FORM, complaint, here, suite
 
 from raybench.axes import find_label
 
 __all__ = ["here"]  # the fixture: suites are files of the current folder
+
+
+def variant(b: str, a: str = "{}") -> dict[str, str | None]:
+    return {"compare": f"\n  model: [mlp]\n  variant:\n    a: {a}\n    b: {b}"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
