@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 @contextmanager
-def beside(make: Callable[[], AbstractContextManager[T]]) -> Iterator[Callable[[], T]]:
-    """Make a context and enter it in a thread; give a function that waits for what it gives.
+def beside(make: Callable[[], AbstractContextManager[T]]) -> Iterator[Future[T]]:
+    """Make a context and enter it in a thread; give the future of what it gives.
 
     The same thread holds the context until the ``with`` block ends and leaves it then: Linux ends the processes that
     Ray has started together with the thread that started them. So a block that fails waits until the context has been
@@ -22,8 +22,8 @@ def beside(make: Callable[[], AbstractContextManager[T]]) -> Iterator[Callable[[
     ``make`` runs in the thread too, so that it may import what takes long.
 
     Raises:
-        Exception: what ``make`` or entering raises, when the function is called; what leaving raises, at the end of
-            the block.
+        Exception: what ``make`` or entering raises, when the future is asked for its result; what leaving raises, at
+            the end of the block.
     """
     entered: Future[T] = Future()
     over = threading.Event()
@@ -43,7 +43,7 @@ def beside(make: Callable[[], AbstractContextManager[T]]) -> Iterator[Callable[[
     thread = threading.Thread(target=hold, name="beside")
     thread.start()
     try:
-        yield entered.result
+        yield entered
     finally:
         over.set()
         thread.join()

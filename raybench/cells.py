@@ -218,7 +218,7 @@ def _epochs_run(stored: pd.DataFrame) -> pd.Series:
 
 def as_searched(suite: Suite, axes: Sequence[str]) -> list[str]:
     """Say which of ``axes`` were searched, where no winner was confirmed and each of their values is a cell."""
-    if not suite.searches or suite.confirm == "winner":
+    if not suite.searches or suite.confirms:
         return []
     searched = [axis for axis in suite.names("search") if axis in axes]
     return [f"{axis} is searched: each value is shown as it is, none was chosen and confirmed" for axis in searched]

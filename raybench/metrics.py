@@ -39,7 +39,7 @@ class Metric:
 
 
 _SHARE, _LOSS = "share of images", "mean per image"
-_TRAINING = "while training (augmented, dropout on)"
+_TRAINING = "while training (with any augmentation and dropout)"
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("test accuracy", _SHARE, "share of the test images, 0 to 1", ".4f", "test_accuracy", True),
     "macro_f1": Metric("macro F1", "0 to 1", "mean of the classes' F1 scores on the test images, 0 to 1", ".4f"),

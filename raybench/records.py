@@ -78,7 +78,8 @@ class TrialRow:
     validation: str
     """What the validation images were: ``size 5000``, ``fraction 0.1``, ``split``, or ``test`` (the test images)."""
     train_loss: float | None = None
-    """Mean loss of ``best_epoch`` over the images as they were trained on (augmented, dropout on), as Keras has it."""
+    """Mean loss of ``best_epoch`` over the images as they were trained on, with any augmentation and dropout, as Keras
+    has it."""
     train_accuracy: float | None = None
     val_loss: float | None = None
     val_accuracy: float | None = None

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,8 @@ from raybench.store import Store
 from raybench.track import open_trackers
 
 if TYPE_CHECKING:  # PyTorch and Ray take seconds to load: not before they are needed
+    from concurrent.futures import Future
+
     from raybench.checkpoint import Checkpoints
     from raybench.connect import Cluster
     from raybench.job import Job
@@ -110,7 +112,9 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
     with contextlib.ExitStack() as stack:
         with busy(console, "preparing") as say:
             # Ray's own start is mostly waiting. Another's cluster is not asked before all is well here.
-            started = stack.enter_context(beside(connected)) if local else None
+            starting = stack.enter_context(beside(connected)) if local else None
+            if starting:
+                stack.enter_context(_said_to_wait(starting, console))
             from raybench.job import prepare
 
             job = prepare(suite, sweep.todo, options.data_dir, say)
@@ -122,7 +126,7 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
             from raybench import schedule
             from raybench.gauges import Gauges
         with busy(console, "starting Ray" if local else f"joining Ray at {options.address}"):
-            cluster = started() if started else stack.enter_context(connected())
+            cluster = starting.result() if starting else stack.enter_context(connected())
         slots = cluster.slots(sweep.todo[0].typed().resources)
         console.print(
             f"Ray: {counted(len(cluster.nodes), 'node')}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"
@@ -159,6 +163,17 @@ def run_missing(choice: Choice, store: Store, options: Options, console: Console
             sweep.go_on()
             job = prepare(suite, sweep.todo, options.data_dir, known=job)
     return "finished"
+
+
+@contextlib.contextmanager
+def _said_to_wait(starting: Future[Cluster], console: Console) -> Iterator[None]:
+    """Say why it takes until a run ends that is interrupted before Ray has started."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not starting.done():
+            console.print("ending, as soon as Ray has started", style="yellow")
+        raise
 
 
 class Budget:

@@ -322,7 +322,7 @@ def build(
         raise complain.at(["model"], "is missing: name one under `model:` or several under `compare: {model: [...]}`")
     return Suite(
         name=file.name + ("-smoke" if file.train.smoke else ""),
-        about=" ".join(file.about.split()),
+        about=" ".join("".join(sign if sign.isprintable() else " " for sign in file.about).split()),
         source=complain.source,
         document=document,
         sets=tuple(sets),

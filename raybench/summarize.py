@@ -13,6 +13,7 @@ from raybench import ensemble, metrics
 from raybench.axes import Label
 from raybench.cells import (
     Group,
+    as_searched,
     best_of,
     cells_of,
     data_of,
@@ -168,11 +169,7 @@ def summarize(
         columns=columns,
         rows=table,
         notes=(
-            *(
-                f"{axis} is searched: each value is shown as it is, none was chosen and confirmed"
-                for axis in suite.names("search")
-                if suite.searches and suite.confirm == "none" and axis in (*shown_axes, *view.columns)
-            ),
+            *as_searched(suite, (*shown_axes, *view.columns)),
             *_notes(rows, suite, trials, stored, shown, said),
         ),
     )
@@ -414,14 +411,14 @@ def _without_value(finished: pd.DataFrame, view: View) -> list[str]:
     """Say why finished trials are in no number."""
     tested = finished["tested"]
     why = {
-        "peek": f"have no finite {view.metric} of the epoch with the best test accuracy",
-        "last": f"have no finite {view.metric} of their last epoch",
-        "best_val": "have no readable predictions" if view.metric == "macro_f1" else f"have no finite {view.metric}",
+        "peek": f"no finite {view.metric} of the epoch with the best test accuracy",
+        "last": f"no finite {view.metric} of the last epoch",
+        "best_val": "no readable predictions" if view.metric == "macro_f1" else f"no finite {view.metric}",
     }
-    reasons = {"were not tested after every epoch (train.test_every_epoch)": ~tested}
+    reasons = {"not tested after every epoch (train.test_every_epoch)": ~tested}
     reasons[why[view.rule]] = tested & finished["value"].isna()
     return [
-        f"{counted(n, 'finished trial')} in no number: they {reason}"
+        f"{counted(n, 'finished trial')} in no number: {reason}"
         for reason, which in reasons.items()
         if (n := int(which.sum()))
     ]

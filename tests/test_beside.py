@@ -42,7 +42,7 @@ def test_one_other_thread_makes_enters_and_leaves() -> None:
     with beside(make) as entered:  # type: ignore[arg-type]
         note("here")
         go_on.set()
-        assert entered() == entered() == 7
+        assert entered.result() == entered.result() == 7
         assert [what for what, _ in said if what != "here"] == ["made", "entered"]
     assert [what for what, _ in said if what != "here"] == ["made", "entered", "left"]
     (other,) = {thread for what, thread in said if what != "here"}
@@ -60,7 +60,7 @@ def test_an_error_of_entering_comes_where_it_is_waited_for() -> None:
         raise ValueError("no")
 
     with beside(make) as entered, pytest.raises(ValueError, match="no"):  # type: ignore[arg-type]
-        entered()
+        entered.result()
     with pytest.raises(KeyError, match="mine"), beside(make):  # type: ignore[arg-type]
         raise KeyError("mine")
 
@@ -72,4 +72,4 @@ def test_an_error_of_leaving_is_not_lost() -> None:
         raise OSError("late")
 
     with pytest.raises(OSError, match="late"), beside(failing) as entered:
-        entered()
+        entered.result()

@@ -145,6 +145,10 @@ def test_version(raybench: Raybench) -> None:
         (["run", "quickstart", "--checkpoint-every", "nan"], "Invalid value for '--checkpoint-every': nan is"),
         (["run", "quickstart", "--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
         (["run", "quickstart", "--max-trials", "0"], "Invalid value for '--max-trials'"),
+        (
+            ["summarize", "quickstart", "--results", ""],
+            "Invalid value for '--results': must be a folder, or",
+        ),
         (["list", "modles"], "'modles' is not one of"),
         (["summarize", "quickstart", "--format", "xml"], "Invalid value for '--format'"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
@@ -162,6 +166,10 @@ def test_wrong_usage(raybench: Raybench, arguments: list[str], message: str) -> 
     ("arguments", "message"),
     [
         (["plan", "quikstart"], "quikstart: no such suite file; did you mean 'quickstart'?"),
+        (
+            ["plan", "quickstart", "--changes", "--measure"],
+            "--json, --changes and --measure: each is a plan of its own: give one of them",
+        ),
         (["run", "quikstart"], "quikstart: no such suite file; did you mean 'quickstart'?"),
         (["validate", "quikstart"], "quikstart: no such suite file; did you mean 'quickstart'?"),
         (["summarize", "quikstart"], "quikstart: no such suite file; did you mean 'quickstart'?"),
@@ -496,6 +504,7 @@ def test_plan_leaves_nothing_behind(raybench: Raybench) -> None:
 
 def test_validate_looks_at_every_suite(raybench: Raybench) -> None:
     assert raybench("validate", "quickstart", "table1") == (0, "quickstart: ok, 12 trials\ntable1: ok, 45 trials\n", "")
+    assert raybench("validate", "ood") == (0, "ood: ok, 1 trial\n", "")
     status, out, err = raybench("validate", "nope", "quickstart", "no.yaml")
     assert (status, out) == (2, "quickstart: ok, 12 trials\n")
     assert [line.partition(";")[0] for line in err.splitlines()] == (
@@ -542,6 +551,14 @@ def test_summarize_writes_every_format_to_stdout(raybench: Raybench, results: Pa
     assert (status, err) == (0, "")
     assert "0.625" in out
     assert out.endswith("\n")
+
+
+def test_compact_says_which_files_it_left(raybench: Raybench, results: Path) -> None:
+    damaged = next((results / "small" / "trials").glob("*.parquet"))
+    damaged.write_bytes(b"torn")
+    status, out, err = raybench("compact", "small")
+    assert (status, out) == (0, f"{results / 'small'}: 1 trial merged\n".replace(f"{Path.cwd()}/", ""))
+    assert damaged.name in err and damaged.read_bytes() == b"torn"
 
 
 def test_summarize_says_on_stderr_which_files_are_damaged(raybench: Raybench, results: Path) -> None:

@@ -433,6 +433,18 @@ def outside(figure: Figure) -> list[str]:
     return [text for text, at in texts(figure) if at.x0 < -1 or at.y0 < -1 or at.x1 > width + 1 or at.y1 > height + 1]
 
 
+def test_signs_that_no_font_has_are_told_once(
+    load_suite: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(figures.style, "FONTS", figures.style.FONTS[:1])  # a machine may have others
+    text = SUITE.replace("[mlp, small_cnn]", "{\u6c49 \u5b57: mlp, other: small_cnn}")
+    figure = draw("ranking", made(*load_suite(text)))
+    line = "no font here has U+5B57, U+6C49: install Noto Sans CJK, for instance"
+    assert [text.get_text() for text in figure.texts if "font" in text.get_text()] == [line]
+    for suffix in ("png", "svg", "pdf"):
+        save(figure, tmp_path / f"x.{suffix}")
+
+
 @pytest.mark.parametrize("kind", PLOTS.names())
 def test_every_kind_is_drawn_the_same_twice_and_nothing_overlaps(results: Results, kind: str) -> None:
     options = options_of(kind)

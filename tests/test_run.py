@@ -13,6 +13,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -116,6 +117,37 @@ def ray_free(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(schedule, "run", run)
 
     return install
+
+
+def test_an_interruption_before_ray_is_up_says_what_it_waits_for(
+    tmp_path: Path, ray_free: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raybench import connect, job
+
+    up, text = threading.Event(), io.StringIO()
+
+    class Console_(Console):
+        def print(self, *things: Any, **style: Any) -> None:
+            super().print(*things, **style)
+            if "ending" in str(things[0]):
+                up.set()
+
+    @contextlib.contextmanager
+    def slow(*_: Any, **__: Any) -> Iterator[None]:
+        assert up.wait(60)
+        yield
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    ray_free()
+    monkeypatch.setattr(connect, "connect", slow)
+    monkeypatch.setattr(job, "prepare", interrupt)
+    (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    choice = Choice(load(tmp_path / "suite.yaml"))
+    with pytest.raises(KeyboardInterrupt):
+        run_missing(choice, Store(tmp_path, choice.suite), Options(data_dir=tmp_path), Console_(file=text))
+    assert text.getvalue().splitlines()[-1] == "ending, as soon as Ray has started"
 
 
 def run_here(job: Job, trial: Trial, listener: Any) -> None:

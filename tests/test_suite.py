@@ -116,6 +116,7 @@ def test_a_file_that_cannot_be_read() -> None:
 
 def test_what_it_is_about_is_one_line() -> None:
     assert suite(about="|\n  two\n  lines").about == "two lines"
+    assert suite(about='"\\e[31mred\\a"').about == "[31mred"
 
 
 def test_values_are_read_as_yaml_1_2() -> None:

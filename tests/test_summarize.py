@@ -493,7 +493,7 @@ def test_macro_f1_comes_from_the_predictions(grid: Any) -> None:
         (2, pytest.approx(11 / 15)),
         (2, pytest.approx(11 / 15)),
     ]
-    assert "1 finished trial in no number: they have no readable predictions" in table.notes
+    assert "1 finished trial in no number: no readable predictions" in table.notes
 
 
 def predicted(label: np.ndarray, prediction: np.ndarray, **others: Any) -> Predictions:
@@ -514,7 +514,7 @@ def test_a_loss_that_is_not_finite_is_in_no_number(grid: Any) -> None:
     for options in (View(metric="loss"), View(metric="loss", rule="last")):
         table = summarize(rows, suite, trials, options, epochs=epochs.assign(test_accuracy=0.5))
         assert (objects(table)[0]["n"], objects(table)[0]["planned"]) == (1, 2)
-        assert any("1 finished trial in no number: they have no finite loss" in note for note in table.notes)
+        assert any("1 finished trial in no number: no finite loss" in note for note in table.notes)
         assert json.loads(render(table, "json"))["rows"][0]["max"] == (1.0 if options.rule == "best_val" else 1.5)
 
 
@@ -523,11 +523,11 @@ def test_an_infinite_loss_of_the_epoch_that_peek_chooses(grid: Any) -> None:
     suite, trials, rows = grid
     epochs = curves(trials, 0.5, 1.0).assign(test_loss=[1.5, np.inf, *[1.5] * 14])
     epochs.loc[epochs["trial_id"].eq(trials[1].id) & epochs["epoch"].eq(1), "test_accuracy"] = np.nan
-    infinite = " in no number: they have no finite loss of the epoch with the best test accuracy"
+    infinite = " in no number: no finite loss of the epoch with the best test accuracy"
     table = summarize(rows, suite, trials, View(metric="loss", rule="peek"), epochs=epochs)
     assert [(row["n"], row["mean"]) for row in objects(table)] == [(1, 1.5), (0, None), (2, 1.5), (2, 1.5)]
     assert [note for note in table.notes if "in no number" in note] == [
-        "1 finished trial in no number: they were not tested after every epoch (train.test_every_epoch)",
+        "1 finished trial in no number: not tested after every epoch (train.test_every_epoch)",
         f"1 finished trial{infinite}",
     ]
     endless = curves(trials, 0.5, 1.0).assign(test_loss=np.inf)
@@ -563,9 +563,7 @@ def test_peeking_and_how_optimistic_it_is(grid: Any) -> None:
         "rule peek: every trial's epoch was chosen on the test images that it is judged on, numbers are optimistic",
     )
     assert "optimism: mean by peek minus mean by best_val, of the same trials" in table.header
-    assert (
-        "1 finished trial in no number: they were not tested after every epoch (train.test_every_epoch)" in table.notes
-    )
+    assert "1 finished trial in no number: not tested after every epoch (train.test_every_epoch)" in table.notes
     pivot = view(grid, rule="peek", columns=("augmentation",), epochs=epochs)
     assert [(row["none_optimism"], row["none_best_val"]) for row in objects(pivot)] == [(0.5, 0.5), (0.25, 0.75)]
 

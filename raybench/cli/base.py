@@ -97,6 +97,8 @@ class Place(click.Path):
     """A folder, or the URI of one, which is looked at when it is needed: other mistakes are said at once."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not str(value):
+            self.fail("must be a folder, or the URI of one.", param, ctx)
         return value if "://" in str(value) else super().convert(value, param, ctx)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from raybench.cli.base import app, data_option, literal, results_option, stored, stored_argument
+from raybench.cli.base import app, data_option, literal, results_option, stored, stored_argument, warn
 
 
 @app.command()
@@ -16,11 +16,13 @@ from raybench.cli.base import app, data_option, literal, results_option, stored,
 def compact(suite: str, results: str | Path) -> None:
     """Merge the files of finished trials, as a run does by itself every 250 trials. No row is changed."""
     store, _ = stored(suite, results)
+    from raybench.grid import counted
     from raybench.store import read_snapshot
 
     store.open(read_snapshot(store.folder))
     try:
-        print(f"{store.folder}: {store.compact()} trials merged")
+        print(f"{store.folder}: {counted(store.compact(), 'trial')} merged")
+        warn(*store.done()[1])
     finally:
         store.close()
 

@@ -201,6 +201,8 @@ def plan(
     from raybench.stats import smallest_difference
     from raybench.store import Store
 
+    if sum((as_json, changes, measure)) > 1:
+        raise UserError("--json, --changes and --measure: each is a plan of its own: give one of them")
     choice = load_choice(suite, sets, only, limit, smoke)
     loaded, store = choice.suite, Store(place(results), choice.suite)
     done, damaged = store.done()
@@ -341,6 +343,7 @@ def _show_cost(
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key. Repeatable.")
 def validate(suites: tuple[str, ...], sets: tuple[str, ...]) -> int:
     """Check suite files to the last key: names, options of models and augmentations, axes, number of trials."""
+    from raybench.grid import counted
     from raybench.plan import Choice
     from raybench.suite import find_suite, load
 
@@ -353,7 +356,7 @@ def validate(suites: tuple[str, ...], sets: tuple[str, ...]) -> int:
             from raybench.job import check_options
 
             check_options(suite, trials)
-            print(f"{name}: ok, {choice.planned()} trials")
+            print(f"{name}: ok, {counted(choice.planned(), 'trial')}")
         except UserError as error:
             print(f"raybench: {error}", file=sys.stderr)
             problems += 1

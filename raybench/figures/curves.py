@@ -101,7 +101,7 @@ def curves(results: Results, *, metric: str = "both", axis: str = "", band: str 
                 _draw(panel, results, cell.trials, f"{part}_{measure}", band, style, shown)
     _scales(grid, measures)
     on_test = (results.rows["validation"] == "test").any()
-    names = ("training (augmented, dropout on)", "validation" + (" (= test images)" if on_test else ""))
+    names = ("training (with any augmentation and dropout)", "validation" + (" (= test images)" if on_test else ""))
     handles: list[Artist] = [
         Line2D([], [], color=COLORS[index], linestyle=("--", "-")[index], label=name)
         for index, name in enumerate(names)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from raybench import grid, metrics, ood
 from raybench.axes import Label, find_label
-from raybench.cells import best_of, cells_of, warnings_of
+from raybench.cells import as_searched, best_of, cells_of, warnings_of
 from raybench.dotted import SHORT, full_path
 from raybench.errors import UserError, did_you_mean
 from raybench.grid import Trial
@@ -267,6 +267,7 @@ def doubts(results: Results, metric: str | None = "test_accuracy") -> list[str]:
     if short:
         more = f" and {len(short) - 4} cells more" if len(short) > 4 else ""
         lines.append(f"finished trials of those planned: {', '.join(short[:4])}{more}")
+    lines += as_searched(results.suite, names) if metric else []
     if results.damaged:
         lines.append(f"files that cannot be read: {len(results.damaged)}")
     return lines

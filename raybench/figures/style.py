@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from typing import Any
 import matplotlib
 import matplotlib.style
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 
 from raybench.errors import UserError
@@ -42,6 +45,8 @@ MARKERS = "osD^vPX*<>"
 HEAT = "cividis"
 """Its lightness rises evenly: it is itself in grey, and to people who confuse colours."""
 SHARES = "Blues"
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei")
+"""The first that is there and has a sign draws it. The first one comes with matplotlib, and has none of East Asia's."""
 
 STYLE = {
     "font.size": 7.5,
@@ -73,8 +78,23 @@ STYLE = {
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw and save by raybench's style alone, whatever matplotlibrc a machine has."""
-    with matplotlib.style.context(["default", STYLE]):
+    here = set(font_manager.fontManager.get_font_names())
+    fonts = {"font.family": [name for name in FONTS if name in here]}
+    with matplotlib.style.context(["default", STYLE, fonts]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `finish` says so
         yield
+
+
+def _boxes(figure: Figure, *more: str) -> list[str]:
+    """Say which signs no font has: boxes stand for them."""
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    signs = {sign for text in (*texts, *more) for sign in text if not sign.isspace()}
+    for name in matplotlib.rcParams["font.family"]:
+        font = font_manager.get_font(font_manager.findfont(name))
+        signs = {sign for sign in signs if not font.get_char_index(ord(sign))}
+    names = sorted(f"U+{ord(sign):04X}" for sign in signs)
+    others = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return [f"no font here has {', '.join(names[:8])}{others}: install Noto Sans CJK, for instance"] if names else []
 
 
 def look(index: int) -> dict[str, Any]:
@@ -110,6 +130,7 @@ def finish(figure: Figure, title: str, caption: Sequence[str], handles: Sequence
     """Write a title above the panels, and below them a legend and a caption. The figure grows, the panels do not."""
     width, height = figure.get_size_inches()
     line, title_line = SMALL * 1.35 / 72, TITLE * 1.35 / 72
+    caption = [*caption, *_boxes(figure, title, *caption)]
     wrapped = [part for text in caption for part in _lines(text, FontProperties(size=SMALL), width - 0.1)]
     headed = _lines(title, FontProperties(size=TITLE, weight="bold"), width - 0.1)
     above, below = len(headed) * title_line + 0.05, len(wrapped) * line + 0.08
