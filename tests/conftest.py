@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sized
@@ -90,13 +89,11 @@ def raybench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setenv("COLUMNS", "120")
     for name in ("RAYBENCH_RESULTS", "RAYBENCH_DATA", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    before = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["raybench", *arguments])
         with pytest.raises(SystemExit) as end:
             cli.main()
-        signal.signal(signal.SIGTERM, before)
         result = Result(end.value.code, *capsys.readouterr())
         assert "Traceback" not in result.out + result.err
         return result

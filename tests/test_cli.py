@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,6 +255,25 @@ def test_a_sigterm_is_as_ctrl_c(raybench: Raybench, monkeypatch: pytest.MonkeyPa
     status, out, err = raybench("plan", "quickstart")
     assert (status, out) == (130, "")
     assert err.lstrip() == "raybench: interrupted; the same command again goes on where this one stopped\n"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_leaves_no_import_half_done_that_another_thread_may_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.3)\nos.mkdir('whole')\n"
+    (tmp_path / f"slow_to_import_{threads}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(threading, "active_count", lambda: threads)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), base._interruptible():
+            importlib.import_module(f"slow_to_import_{threads}")
+            time.sleep(10)
+    finally:
+        assert signal.signal(signal.SIGINT, before) == signal.default_int_handler
+    assert Path("whole").exists() == (threads > 1)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")

@@ -6,8 +6,11 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -41,9 +44,9 @@ def app() -> None:
 
 def main() -> None:
     """Run the command line; every `UserError` is one line on stderr and exit status 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun is put in order
     try:
-        status = app.main(prog_name="raybench", standalone_mode=False)
+        with _interruptible():
+            status = app.main(prog_name="raybench", standalone_mode=False)
     except UserError as error:
         print(f"raybench: {error}", file=sys.stderr)
         status = EXIT_USAGE
@@ -56,6 +59,34 @@ def main() -> None:
     except SystemExit as end:  # click ends so where a pipe is closed, `raybench ... | head`: no trial has failed
         status = 128 + signal.SIGPIPE if end.code == 1 else end.code
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM be as Ctrl-C, so that what was begun is put in order, and neither come at a wrong moment.
+
+    In an import KeyboardInterrupt would leave Python's locks of imports taken, and another thread that imports, as one
+    does that starts Ray, would wait for ever: where there are other threads it is raised when the import is over.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None and threading.active_count() > 1:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                later = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, number])
+                later.daemon = True
+                later.start()
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    # A shell has what runs in its background ignore Ctrl-C.
+    numbers = [signal.SIGTERM, *([] if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else [signal.SIGINT])]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
