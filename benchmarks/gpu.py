@@ -1,5 +1,6 @@
 """What raybench reaches on a GPU: written for one of the H100 or H200 class, and to be run there.
 
+    python benchmarks/gpu.py counts                                         # what a step asks of a GPU; needs none
     python benchmarks/gpu.py small   [--rounds 5] [--processes 1 2 4 8]     # model2 at batch 32
     python benchmarks/gpu.py ways                                           # what each lever brings to it
     python benchmarks/gpu.py large   [--timm benchmark.py]                  # a timm network at 224x224, and timm's own
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -39,12 +41,15 @@ import numpy as np
 import pandas as pd
 import torch
 from rounds import Contender, serve, spread, start_together, table, take_turns
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raybench.data import Images, Source, trial_data
 from raybench.settings import TrialSettings
 from raybench.train import Training, World
 from raybench.trial import fresh_process
 
+AIM = 150_000
+"""Images/s of model2 at batch 32, in one process."""
 AFFINE = [{"rotation": 20}, {"shift": 0.2}, {"zoom": 0.2}]
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -57,7 +62,13 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def trainer(
-    way: str, model: str, batch: int, side: int, steps: int, device: str = "cuda"
+    way: str,
+    model: str,
+    batch: int,
+    side: int,
+    steps: int,
+    device: str = "cuda",
+    augmentation: Sequence[Any] = tuple(AFFINE),
 ) -> Callable[[], dict[str, Any]]:
     """Return what trains an epoch of ``steps`` steps on noise."""
     rng = np.random.default_rng(0)
@@ -70,7 +81,7 @@ def trainer(
         {
             "dataset": {"name": "cifar10", "validation": "test"},
             "model": model,
-            "augmentation": AFFINE,
+            "augmentation": list(augmentation),
             "train": {"batch_size": batch, **WAYS[way]},
         }
     )
@@ -88,6 +99,44 @@ def trainer(
         return {"seconds": seconds, "images": len(pixels), "steps": training.rate.steps // epoch, "loss": loss}
 
     return turn
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that compute something: on a GPU each is a kernel, or a few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(("empty", "new_empty", "detach", "_record_function")):
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def launches(way: str, augmentation: Sequence[Any]) -> Counter[str]:
+    """Return the operations of one step of model2 at batch 32, here on the CPU: what a third step adds to two."""
+    counted = []
+    for steps in (2, 3):
+        turn = trainer(way, "model2", 32, 32, steps, "cpu", augmentation)
+        turn()  # optimizers make their state
+        with Launches() as mode:
+            turn()
+        counted.append(mode.seen)
+    return counted[1] - counted[0]
+
+
+def counts(arguments: argparse.Namespace) -> None:
+    step = 32 / AIM
+    rows = []
+    for way in ("float32", "bf16"):
+        all_of_them, alone = launches(way, AFFINE), launches(way, [])
+        number = all_of_them.total()
+        augmentation, casts = number - alone.total(), all_of_them["_to_copy"]
+        rows.append((way, number, augmentation, casts, f"{1e6 * step:.0f}", f"{1e6 * step / number:.2f}"))
+    header = ("model2, batch 32", "operations a step", "augmentation", "casts", "µs a step at the aim", "an operation")
+    print(table(header, rows))
 
 
 def contender(name: str, way: str, *sizes: int | str) -> Contender:
@@ -132,7 +181,7 @@ def small(arguments: argparse.Namespace) -> None:
     for way in arguments.ways:
         made = [contender(f"{number}", way, "model2", 32, 32, 1500) for number in range(max(arguments.processes))]
         for processes, rates in together(made, arguments.processes, arguments.rounds).items():
-            rows.append((way, processes, spread(rates, 0), f"{statistics.median(rates) / 150_000:.2f}"))
+            rows.append((way, processes, spread(rates, 0), f"{statistics.median(rates) / AIM:.2f}"))
     print(table(("model2, batch 32", "processes", "images/s together", "of 150,000"), rows))
 
 
@@ -247,7 +296,7 @@ def _end_mps(control: str, started: bool, places: Sequence[str]) -> None:
         del os.environ[place]
 
 
-WHAT = {"small": small, "ways": ways, "large": large, "table1": table1, "all": everything}
+WHAT = {"counts": counts, "small": small, "ways": ways, "large": large, "table1": table1, "all": everything}
 
 
 def arguments_of(words: Sequence[str]) -> argparse.Namespace:
@@ -275,6 +324,9 @@ def arguments_of(words: Sequence[str]) -> argparse.Namespace:
 
 def main() -> None:
     arguments = arguments_of(sys.argv[1:])
+    if arguments.what == "counts":
+        counts(arguments)
+        return
     with mps(not arguments.no_mps) as shared:
         name = gpu()
         if name is None:

@@ -24,9 +24,11 @@ import pandas as pd
 import pytest
 import search
 import sweep
+import torch
 from rounds import Contender, Usage, ratios, spread, table
+from torch import nn
 
-from raybench import stats
+from raybench import models, stats
 from raybench.registry import MODELS
 from raybench.suite import load
 
@@ -236,6 +238,23 @@ def test_the_suites_of_benchmarks_are_right(name: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # gpu.py, but for what needs a GPU
+
+
+def test_operations_that_compute_nothing_are_no_kernels() -> None:
+    with gpu.Launches() as mode:
+        turned = torch.ones(4, 2).t().contiguous()  # the transpose is none, its copy is one
+        torch.empty(3).detach().add_(turned[0, 0])
+    assert mode.seen == {"ones": 1, "clone": 1, "add_": 1}
+
+
+def test_the_operations_of_a_step_are_counted() -> None:
+    network = models.model2((3, 32, 32), 10)
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    plain, augmented = gpu.launches("float32", []), gpu.launches("float32", gpu.AFFINE)
+    assert plain["convolution"] == plain["convolution_backward"] == convolutions > 3
+    assert plain["_fused_adam_"] == 1 and plain["grid_sampler_2d"] == 0
+    assert (augmented - plain)["grid_sampler_2d"] == 1 and not plain - augmented
+    assert gpu.launches("bf16", [])["_to_copy"] > 2 * convolutions
 
 
 def test_what_follows_two_dashes_is_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
