@@ -358,7 +358,7 @@ class Training:
             for buffer in self.model.buffers():  # batch norm's averages differ from process to process
                 dist.broadcast(buffer, 0)
         full = torch.zeros(len(feed), self.classes, device=self.device)
-        positions = torch.arange(self.world.rank, len(feed), self.world.size, device=feed.at)
+        positions = torch.arange(len(feed), device=feed.at)[self.world.mine]
         steps = torch.split(positions, EVALUATION_BATCH)
         # Places by number, and not by `positions`: where those lie on the CPU a GPU's host would wait at each batch.
         places = torch.split(full[self.world.mine], EVALUATION_BATCH)

@@ -850,6 +850,22 @@ def test_two_processes_train_as_one(make_trial: MakeTrial, source: Source, tmp_p
         assert outcome.row.test_loss == pytest.approx(alone.row.test_loss, abs=1e-4)
 
 
+def test_a_process_may_have_no_image_to_test(
+    make_trial: MakeTrial, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sent in ("broadcast", "all_reduce"):
+        monkeypatch.setattr(train.dist, sent, lambda tensor, *of: None)
+    trial = make_trial(dataset={"test_size": 1})
+    settings, data = trial.typed(), data_for(trial, source)
+    logits = [
+        Training(trial.id, 0, settings, data, torch.device("cpu"), World(rank, size), {})._logits("test")
+        for rank, size in ((0, 1), (0, 3), (1, 3), (2, 3))
+    ]
+    alone, *parts = logits
+    assert torch.equal(parts[0], alone)
+    assert [part.count_nonzero().item() for part in parts[1:]] == [0, 0]
+
+
 def test_a_pretrained_model_has_a_fingerprint_of_its_weights(
     make_trial: MakeTrial, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
