@@ -86,7 +86,7 @@ def load(settings: DatasetSettings, data_dir: Path, *, download: bool = True) ->
         if settings.stream:
             raise DataError(f"dataset.stream: {settings.name} is made in memory, and has no files to be streamed")
         return _in_memory(settings, *read())
-    stats = [(os.path.relpath(file, place), file.stat()) for file in files]
+    stats = [(os.path.relpath(file, place), _stat(file)) for file in files]
     key = _hash(
         [CACHE_VERSION, dataset.version, settings.name, settings.image_size],
         [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
@@ -154,6 +154,13 @@ def _locate(dataset: Dataset, settings: DatasetSettings, data_dir: Path, downloa
         raise missing[0]
     dataset.fetch(own)
     return own, dataset.files(own)
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:  # a link to what is gone
+        raise DataError(f"{file} cannot be read ({error.strerror})") from error
 
 
 def _checked(settings: DatasetSettings, splits: dict[str, Images | Files], classes: tuple[str, ...]) -> Read:

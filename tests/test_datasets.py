@@ -445,6 +445,9 @@ def test_imagefolder_mistakes(tmp_path):
     fails(f"{file} is not a readable image (UnidentifiedImageError)")
     write_image(file, Image.fromarray(np.full((8, 8), 40_000, np.uint16)))
     fails(f"{file} has more than 8 bits per channel: convert it to 8")
+    file.unlink()
+    file.symlink_to("gone.png")
+    fails(f"{file} cannot be read (No such file or directory)")
 
 
 # --------------------------------------------------------------------------------------------------------- cinic10
