@@ -187,16 +187,21 @@ class ParquetImages(Dataset):
 
     def read(self, place: Path, image_size: int | None) -> Read:
         splits: dict[str, Images | Files] = {}
-        names: tuple[str, ...] = ()
+        told: dict[tuple[str, ...], Path] = {}
         for split, paths in self._shards(place).items():
             shards = [_parquet(path) for path in paths]
             labels = np.concatenate([shard.labels for shard in shards])
             if not labels.size:
                 raise DataError(f"no rows in {paths[0]}")
             splits[split] = Files(chain.from_iterable(shard.images() for shard in shards), labels, self.mode)
-            names = names or next((shard.names for shard in shards if shard.names), ())
+            for shard in shards:
+                if shard.names:
+                    told.setdefault(shard.names, shard.path)
         count = max(int(images.labels.max()) for images in splits.values()) + 1
-        return splits, names or self.classes or tuple(str(label) for label in range(count))
+        if len(told) > 1:  # the same number would be another class
+            files = " and ".join(map(str, told.values()))
+            raise DataError(f"{files} differ in the names or the order of their classes")
+        return splits, next(iter(told), self.classes) or tuple(str(label) for label in range(count))
 
     def _shards(self, place: Path) -> dict[str, list[Path]]:
         """Return the Parquet files of each split, in ``place`` or where the hub keeps them below it; {} if none."""
@@ -238,8 +243,11 @@ def _parquet(path: Path) -> _Shard:
             labels = file.read(columns=[label])[label].to_numpy().astype(np.int64, casting="safe")
     except StopIteration:
         raise DataError(f"{path} needs a struct column with `bytes` (the image) and a column `label`") from None
-    about = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
-    names = about.get("info", {}).get("features", {}).get(label, {}).get("names")
+    about = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        names = json.loads(about).get("info", {}).get("features", {}).get(label, {}).get("names")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} has metadata under `huggingface` that are not as the hub writes them") from error
     return _Shard(path, image, labels, tuple(names or ()))
 
 

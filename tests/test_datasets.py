@@ -250,6 +250,13 @@ def test_parquet_mistakes(tmp_path):
         broken(test, **columns)
         with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
             load(settings, tmp_path)
+    write_parquet(test, noise(2, 8, 8, 3), [0, 1], names=("yes", "no"))
+    message = f"{tmp_path}/train.parquet and {test} differ in the names or the order of their classes"
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        load(settings, tmp_path)
+    pq.write_table(pq.read_table(test).replace_schema_metadata({"huggingface": "null"}), test)
+    with pytest.raises(DataError, match=f"^{re.escape(str(test))} has metadata under `huggingface` that are not as"):
+        load(settings, tmp_path)
     test.write_bytes(b"PAR1")
     with pytest.raises(DataError, match="does not read as Parquet"):
         load(settings, tmp_path)
