@@ -63,9 +63,9 @@ class Standardize(Preparation):
 class ZCA(Preparation):
     """Whiten images with the statistics of the training images.
 
-    As Keras' ImageDataGenerator(zca_whitening=True) does with images of values 0 to 1: subtract each channel's mean,
-    then multiply the flattened image by U diag(1 / sqrt(s + eps)) U^T, where U diag(s) U^T is the covariance of the
-    training images. Flattened here means by row, column, channel.
+    As the ImageDataGenerator(zca_whitening=True) of Keras 2 does with images of values 0 to 1: subtract each channel's
+    mean, then multiply the flattened image by U diag(1 / sqrt(s + eps)) U^T, where U diag(s) U^T is the covariance of
+    the training images. Flattened here means by row, column, channel. (Keras 3 adds eps to singular values instead.)
     """
 
     largest = 64 * 64 * 3
