@@ -273,6 +273,12 @@ class Augmentation:
         if self._preparation:
             self._preparation.load(statistics, device)
 
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Raise `UserError` if what was told, and is not fitted, is not for images of ``shape`` (C, H, W)."""
+        if self._preparation and not self.key:
+            self.load({}, "cpu")
+            self.evaluate(torch.zeros(1, *shape))
+
     def draw(self, images: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw the uniform numbers for a batch: a row per image, from one call on the random stream."""
         return torch.rand(images, self.draws, generator=generator, device=device)

@@ -127,6 +127,7 @@ def prepare(
             sources[key] = load(settings.dataset, data_dir)
         data = divided(sources[key], settings.dataset)
         check(settings, data.shape, len(data.classes), suite.source)
+        _check_prepared(settings, data, suite.source)
         start = f"{settings.model.model_dump_json()} {data.shape} {len(data.classes)}"
         if start not in notes:
             notes[start] = _notes(settings, data, say)
@@ -182,6 +183,14 @@ def check(settings: TrialSettings, shape: tuple[int, int, int], classes: int, so
         network = models.check(settings.model, shape, classes)
         if network is not None:
             _check_trained(settings, network)
+    except UserError as error:
+        raise SuiteError(f"{source}: {error}") from None
+
+
+def _check_prepared(settings: TrialSettings, data: TrialData, source: str) -> None:
+    """Look whether the numbers that a suite gives for the channels are for those of its images."""
+    try:
+        augment.build(settings.augmentation).check(data.shape)
     except UserError as error:
         raise SuiteError(f"{source}: {error}") from None
 

@@ -139,6 +139,11 @@ def test_a_prepared_trial_runs(
             "augmentation 'zoom' has no option 'rnge'; did you mean 'range'?",
         ),
         ("[mlp]", "{bad: [zca, zca]}", "augmentation 'zca' cannot follow 'zca': one of them is enough"),
+        (
+            "[mlp]",
+            "{bad: {name: standardize, mean: [0.5, 0.5], std: 0.2}}",
+            "standardize has 2 numbers for mean, but images of 1 channels",
+        ),
     ],
 )
 def test_wrong_options_are_found_before_training(
