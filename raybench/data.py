@@ -87,9 +87,10 @@ def load(settings: DatasetSettings, data_dir: Path, *, download: bool = True) ->
             raise DataError(f"dataset.stream: {settings.name} is made in memory, and has no files to be streamed")
         return _in_memory(settings, *read())
     stats = [(os.path.relpath(file, place), _stat(file)) for file in files]
+    # Of two folders, files may have the same names, sizes and times: some archives write one time for all.
     key = _hash(
-        [CACHE_VERSION, dataset.version, settings.name, settings.image_size],
-        [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        [CACHE_VERSION, dataset.version, settings.name, settings.image_size, str(place.resolve())],
+        [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats],
     )
     entry = cache_folder() / f"{settings.name}-{key}"
     source = _cached(entry, settings, read)

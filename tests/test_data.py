@@ -125,6 +125,21 @@ def test_cache_notices_a_changed_file_another_size_and_another_version(tmp_path,
     assert len(decoded) == 4
 
 
+def test_cache_tells_folders_apart_whose_files_have_the_same_names_sizes_and_times(tmp_path):
+    """Bitmaps of one size, from an archive that writes one time for all."""
+    means = []
+    for value in (10, 200):
+        for split in ("train", "test"):
+            for label in "ab":
+                folder = tmp_path / str(value) / split / label
+                folder.mkdir(parents=True)
+                Image.new("RGB", (4, 4), (value, value, value)).save(folder / "0.bmp")
+                os.utime(folder / "0.bmp", (0, 0))
+        source = load(DatasetSettings(name="imagefolder"), tmp_path / str(value))
+        means.append(float(source.splits["train"].pixels.mean()))
+    assert means == [10.0, 200.0]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "about", "empty"])
 def test_cache_rebuilds_a_damaged_entry(damage, tmp_path, monkeypatch):
     settings = DatasetSettings(name="imagefolder")
