@@ -136,7 +136,11 @@ class EarlyStopping(Section):
 class Optimizer(Section, ByName):
     """The optimizer; ``optimizer: sgd`` is short for ``optimizer: {name: sgd}``."""
 
-    name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "rmsprop"] = Field(
+        "adam",
+        description="Torch's, with its defaults: its epsilon is 1e-8, where Keras has 1e-7. RMSprop's alpha is 0.9, as"
+        " Keras' rho.",
+    )
     momentum: float = Field(0.0, ge=0, lt=1, description="For sgd and rmsprop.")
     nesterov: bool = Field(False, description="For sgd.")
     weight_decay: float = Field(0.0, ge=0)
