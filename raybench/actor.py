@@ -97,12 +97,15 @@ class Share:
     """Folder for what Ray Train writes about a worker group."""
 
     def trial(self, trial_id: str) -> Trial:
+        return _all(self.trials)[trial_id]
+
+    def import_modules(self) -> None:
+        """Import the user's modules, which may fail here alone: on another node, or beside others."""
         for path in self.paths:
             if path not in sys.path:
                 sys.path.insert(0, path)
         for module in self.imports:
             importlib.import_module(module)
-        return _all(self.trials)[trial_id]
 
     @property
     def device(self) -> str:
@@ -189,6 +192,11 @@ def trainable(share: Share, resources: Resources) -> type[tune.Trainable]:
 
     def train_one(config: dict[str, Any]) -> None:
         trial = share.trial(config["id"])
+        try:
+            share.import_modules()
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # Ray would say no more than a traceback
+            tune.report(outcome_metrics(Outcome(row=failed(planned_row(trial), error))))
+            return
         if group is None:
             _in_this_process(share, trial)
         else:
@@ -369,7 +377,7 @@ def _worker_loop(share: Share, trial: Trial, keys: str) -> Any:
     """Return what each process of the group runs."""
 
     def loop() -> None:
-        share.trial(trial.id)  # imports the user's modules here too
+        share.import_modules()
         context = train.get_context()
         world = World(context.get_world_rank(), context.get_world_size())
         _internal_kv_put(f"{keys}node/{world.rank}", ray.get_runtime_context().get_node_id(), namespace=KV)

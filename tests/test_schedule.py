@@ -240,6 +240,36 @@ train: {epochs: 1}
             assert (rows[model, seed].status, rows[model, seed].error_class) == ("failed", "crashed"), rows[model, seed]
 
 
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("raise Own('of the', 'user')", "Own: of the user"), ("sys.exit(3)", "SystemExit: 3")],
+    ids=["raises", "exits"],
+)
+def test_a_module_that_cannot_be_imported_in_a_trial_is_what_its_row_says(
+    cluster, tmp_path, monkeypatch, fault: str, error: str
+) -> None:
+    from raybench import schedule
+
+    (tmp_path / "faulty_there.py").write_text(f"""
+import sys
+
+class Own(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{{first}} {{second}}")
+
+if sys.argv[0].endswith("default_worker.py"):
+    {fault}
+""")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "name: s\nimports: [faulty_there]\ndataset: {name: digits, train_size: 100, test_size: 50}\nmodel: mlp\n"
+    job, (trial,), imports = job_of(tmp_path, text)
+    heard = Heard()
+    schedule.run(job, [trial], heard, cluster, imports=imports, paths=[str(tmp_path)])
+    row = heard.outcomes[trial.id].row
+    assert (row.status, row.error_class, row.attempts, row.error) == ("failed", "error", 1, error)
+    assert "faulty_there.py" in row.traceback
+
+
 def test_a_checkpoint_that_cannot_be_kept_is_told(cluster, tmp_path) -> None:
     from raybench import schedule
 
