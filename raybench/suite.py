@@ -6,6 +6,7 @@ values changes in a trial's settings.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import re
@@ -382,7 +383,8 @@ def _import_modules(modules: Sequence[str], folder: Path, complain: Complaints) 
         sys.path.insert(0, str(folder.resolve()))
     for index, module in enumerate(modules):
         try:
-            importlib.import_module(module)
+            with contextlib.chdir("."):  # a module that goes elsewhere would take results with it
+                importlib.import_module(module)
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reason = " ".join(f"{kind}{error}".split())

@@ -454,6 +454,13 @@ def test_a_module_that_cannot_be_imported(module: str, code: str | None, reason:
     assert complaint(imports=f"[json, {module}]") == f"s.yaml:5:17: imports.1: cannot import '{module}': {reason}"
 
 
+def test_a_module_that_goes_elsewhere_leaves_the_command_where_it_is(module: str) -> None:
+    here = Path.cwd()
+    Path(f"{module}.py").write_text("import os\nos.chdir('/')\n")
+    suite(imports=f"[{module}]")
+    assert Path.cwd() == here
+
+
 def test_a_trusted_document_needs_neither_its_modules_nor_its_names() -> None:
     document = {
         "name": "s",
