@@ -20,6 +20,7 @@ from typing import Any
 from raybench import __version__, rayenv  # isort: skip  # sets what Ray reads when it is imported
 
 import ray
+from ray._private import ray_constants
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -231,6 +232,13 @@ def _same_on_sigterm() -> Iterator[None]:
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def without_dashboard() -> None:
+    """Have a start of Ray that is under way in another thread wait for no dashboard: a terminal's Ctrl-C goes to the
+    processes of the dashboard too, and where one of them has ended Ray waits a minute for the others."""
+    ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = 0  # private
+    logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # it would print the dashboard's log
 
 
 @contextmanager

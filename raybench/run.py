@@ -173,6 +173,9 @@ def _said_to_wait(starting: Future[Cluster], console: Console) -> Iterator[None]
     except KeyboardInterrupt:
         if not starting.done():
             console.print("ending, as soon as Ray has started", style="yellow")
+            from raybench.connect import without_dashboard
+
+            without_dashboard()
         raise
 
 

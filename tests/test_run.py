@@ -11,6 +11,7 @@ import os
 import pty
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -142,6 +143,7 @@ def test_an_interruption_before_ray_is_up_says_what_it_waits_for(
 
     ray_free()
     monkeypatch.setattr(connect, "connect", slow)
+    monkeypatch.setattr(connect, "without_dashboard", lambda: None)  # of all that runs here
     monkeypatch.setattr(job, "prepare", interrupt)
     (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
     choice = Choice(load(tmp_path / "suite.yaml"))
@@ -415,6 +417,39 @@ def test_a_mistake_that_is_found_while_ray_starts_leaves_no_process(tmp_path: Pa
     while (left := list(marked(tmp_path))) and time.monotonic() < until:
         time.sleep(0.1)
     assert not left
+
+
+SLEEPING_DASHBOARD = """
+import time
+from pathlib import Path
+
+if b"ray/dashboard/dashboard.py" in Path("/proc/self/cmdline").read_bytes():
+    Path(__file__).with_name("asleep").touch()
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.ray
+def test_an_interruption_does_not_wait_for_a_dashboard_that_it_ended_too(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SUITE, encoding="utf-8")
+    (tmp_path / "sitecustomize.py").write_text(SLEEPING_DASHBOARD)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "1000"}
+    command = [sys.executable, "-m", "raybench.cli", "run", "s.yaml", "--results", "r"]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (tmp_path / "asleep").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    try:
+        said = run.communicate(timeout=120)[1].splitlines()
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    assert [line for line in said if line][-2:] == [
+        "ending, as soon as Ray has started",
+        "raybench: interrupted; the same command again goes on where this one stopped",
+    ]
 
 
 def marked(mark: Path) -> Iterator[bytes]:
