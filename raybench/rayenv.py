@@ -28,6 +28,8 @@ def has_token() -> bool:
 def prepare() -> None:
     """Set what Ray reads when it is imported, where the user has not."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Otherwise SIGTERM, where Ray is started in a thread, is a crash: a trace, and after 3 s the end of the process.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     if "ray" not in sys.modules and has_token():
         # Ray does so for `local` and `auto` alone; host:port would hang, and the dashboard refuse. Once it is
         # imported, it no longer looks.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -253,6 +254,29 @@ def test_a_sigterm_is_what_it_was_after_ray_has_started(monkeypatch: pytest.Monk
     finally:
         signal.signal(signal.SIGTERM, before)
     assert shut == [True]
+
+
+STARTED_BESIDE = """
+import os, signal, time
+from raybench.beside import beside
+from raybench.connect import connect
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    with beside(lambda: connect("local")) as starting:
+        starting.result()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(5)  # longer than a crash would let it
+    print("put in order")
+"""
+
+
+@pytest.mark.ray
+def test_a_sigterm_is_no_crash_where_ray_was_started_in_a_thread() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTED_BESIDE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "put in order\n", "")
 
 
 def test_on_many_cpus_nothing_is_loaded_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
