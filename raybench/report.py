@@ -211,7 +211,8 @@ def _trials(staged: bool, trials: Sequence[Trial], stored: Mapping[str, Row]) ->
 
 def _align(labels: Iterable[Label | None]) -> Literal["left", "right"]:
     """Return the side of a column of labels: numbers, which are sorted as such, stand on the right."""
-    return "right" if all(isinstance(label, int | float) for label in labels) else "left"
+    numbers = all(isinstance(label, int | float) and not isinstance(label, bool) for label in labels)
+    return "right" if numbers else "left"
 
 
 def _text(value: Any, spec: str) -> str:

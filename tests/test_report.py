@@ -573,6 +573,32 @@ def test_the_filter_keeps_the_trials_that_have_all_words(browser: Browser, table
     assert len(browser.column("model")) == 45
 
 
+def test_paper_says_by_which_words_trials_were_left_out(browser: Browser, table1: str) -> None:
+    browser.open(table1)
+    media = "Emulation.setEmulatedMedia"
+    try:
+        browser.driver.execute_cdp_cmd(media, {"media": "print"})
+        assert not browser.find(".filter").is_displayed(), "all trials are there"
+        browser.driver.execute_cdp_cmd(media, {"media": ""})
+        browser.find("#filter").send_keys("model3")
+        browser.driver.execute_cdp_cmd(media, {"media": "print"})
+        assert browser.find("#filter").is_displayed()
+        assert browser.find("#shown").text == "15 of 45 trials"
+    finally:
+        browser.driver.execute_cdp_cmd(media, {"media": ""})
+
+
+def test_true_and_false_are_sorted_as_words(browser: Browser, tmp_path: Path) -> None:
+    text = SUITE.replace("small", "booleans").replace("[1e-3, 1e-2]", "[1e-3]").format(about="", label="narrow")
+    axis = "train.optimizer.nesterov: [true, false]\n"
+    text = text.replace("  augmentation:", f"  {axis}  augmentation:").partition("reference")[0]
+    (tmp_path / "booleans.yaml").write_text(f"{text}train: {{optimizer: {{name: sgd, momentum: 0.9}}}}\n")
+    choice = Choice(suites.load(tmp_path / "booleans.yaml"))
+    browser.open(made(run(tmp_path / "results", choice, lambda number: None), choice))
+    browser.head("train.optimizer.nesterov").find_element(browser.by, "button").click()
+    assert browser.column("train.optimizer.nesterov") == ["False"] * 8 + ["True"] * 8
+
+
 def test_a_failed_trial_leads_to_its_traceback(browser: Browser, table1: str) -> None:
     browser.open(table1)
     assert not browser.find("#failures pre").is_displayed()
