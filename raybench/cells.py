@@ -152,7 +152,7 @@ def mixtures(finished: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
         if known[column].nunique() < 2:
             continue
         if column == "dataset_fingerprint":  # other datasets have others
-            same = known[column].groupby([_images_of(planned[index]) for index in known.index])
+            same = known[column].groupby([images_of(planned[index]) for index in known.index])
             known = known[same.transform("nunique") > 1]
             if known.empty:
                 continue
@@ -171,7 +171,7 @@ def mixtures(finished: pd.DataFrame, planned: Sequence[Trial]) -> list[str]:
     return lines
 
 
-def _images_of(trial: Trial) -> str:
+def images_of(trial: Trial) -> str:
     """Return what decides on the images that the fingerprint of a trial's dataset is of."""
     dataset = trial.settings["dataset"]
     return "/".join(str(dataset.get(key)) for key in ("name", "folder", "image_size"))

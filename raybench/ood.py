@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raybench.axes import Label
-from raybench.cells import Cells
+from raybench.cells import Cells, images_of, listed
 from raybench.grid import counted
 from raybench.metrics import selection
 from raybench.records import Activations, DetectionRow, Score
@@ -189,7 +189,7 @@ def table(rows: pd.DataFrame, cells: Cells, suite: str, asked: Sequence[OutOfDis
         warnings=cells.warnings,
         columns=(*(Column(axis, axis, align="left") for axis in cells.axes), *COLUMNS),
         rows=tuple(lines),
-        notes=(*_notes(parts, cells), *_others(stored, asked), *cells.notes),
+        notes=(*_notes(parts, cells), *_mixed(parts, cells, asked), *_others(stored, asked), *cells.notes),
     )
 
 
@@ -228,6 +228,15 @@ def _lines(rows: pd.DataFrame, planned: int) -> Iterable[tuple[Label | None, ...
 def _notes(parts: Sequence[pd.DataFrame], cells: Cells) -> Iterable[str]:
     if lacking := len(cells.finished) - min(rows["trial_id"].nunique() for rows in parts):
         yield f"{counted(lacking, 'finished trial')} in no number: not asked, or without weights"
+
+
+def _mixed(parts: Sequence[pd.DataFrame], cells: Cells, asked: Sequence[OutOfDistribution]) -> Iterable[str]:
+    """Say where trials were asked about other images of one name, as after a folder got more of them."""
+    images = {trial.id: images_of(trial) for members in cells.members for trial in members}  # also decide on the size
+    for ood, rows in zip(asked, parts, strict=True):
+        for _, prints in rows["out_fingerprint"].groupby(rows["trial_id"].map(images)):
+            if prints.nunique() > 1:
+                yield f"warning: images of {name_of(ood.dataset)} differ, fingerprints {listed(prints)}"
 
 
 def _others(stored: pd.DataFrame, asked: Sequence[OutOfDistribution]) -> Iterable[str]:

@@ -247,6 +247,17 @@ def test_several_datasets_stand_beside_each_other(load_suite: LoadSuite, finish:
     )
 
 
+def test_other_images_of_the_same_name_are_a_warning(finish: Finish) -> None:
+    suite, trials, cells = finish()
+    assert suite.ood
+    more = [replace(row, out_fingerprint="0123") for row in told(suite, trials[1].id, 3.0)]
+    found = ood.table(frame([*told(suite, trials[0].id, 3.0), *more]), cells, suite.name, [suite.ood])
+    assert found.notes == (
+        "2 finished trials in no number: not asked, or without weights",
+        "warning: images of svhn differ, fingerprints fedc / 0123",
+    )
+
+
 def test_images_are_judged_by_the_threshold_of_their_own_dataset(load_suite: LoadSuite) -> None:
     suite, trials = load_suite(SUITE)
     other, _ = load_suite(SUITE, "ood.dataset=digits")
