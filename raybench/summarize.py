@@ -215,7 +215,7 @@ def _numbers(with_value: pd.DataFrame, groups: Sequence[Group], suite: Suite, vi
     found = by_cell["value"].agg(["count", "mean", "std", "min", "max"])
     found["epochs"] = by_cell["epochs"].mean()
     if view.rule == "peek":
-        found["best_val"] = by_cell["best_val"].mean()
+        found["best_val"] = by_cell["best_val"].agg(lambda values: values.mean(skipna=False))  # of the same trials
         found["optimism"] = (found["mean"] - found["best_val"]).drop(_peeked(with_value), errors="ignore")
     found = found.reindex(range(len(groups))).astype(object)
     protocol = Protocol(suite) if view.is_compared else None
@@ -426,9 +426,13 @@ def _without_value(finished: pd.DataFrame, view: View) -> list[str]:
 
 def _no_optimism(with_value: pd.DataFrame, view: View) -> list[str]:
     """Say where there is nothing to compare ``peek`` with."""
-    if view.rule != "peek" or not (rows := len(_peeked(with_value))):
+    if view.rule != "peek":
         return []
-    return [f"no optimism in {counted(rows, 'mean')}: with validation = test, best_val has peeked as well"]
+    reasons = {
+        "with validation = test, best_val has peeked as well": len(_peeked(with_value)),
+        f"a trial has no finite {view.metric} by best_val": with_value["cell"][with_value["best_val"].isna()].nunique(),
+    }
+    return [f"no optimism in {counted(n, 'mean')}: {reason}" for reason, n in reasons.items() if n]
 
 
 def _unequal(with_value: pd.DataFrame, shown: Sequence[Trial], groups: Sequence[Group]) -> list[str]:

@@ -536,6 +536,17 @@ def test_an_infinite_loss_of_the_epoch_that_peek_chooses(grid: Any) -> None:
     assert f"7 finished trials{infinite}" in table.notes
 
 
+def test_an_infinite_loss_of_the_epoch_that_best_val_chose(grid: Any) -> None:
+    """The mean by peek is of two trials: a mean of the other alone is not of the same."""
+    suite, trials, rows = grid
+    rows.loc[rows["trial_id"] == trials[0].id, "test_loss"] = np.inf
+    epochs = curves(trials, 0.5, 1.0).assign(test_loss=1.5)
+    table = summarize(rows, suite, trials, View(metric="loss", rule="peek"), epochs=epochs)
+    numbers = [(row["n"], row["mean"], row["best_val"], row["optimism"]) for row in objects(table)]
+    assert numbers[:2] == [(2, 1.5, None, None), (1, 1.5, 2.0, -0.5)]
+    assert "no optimism in 1 mean: a trial has no finite loss by best_val" in table.notes
+
+
 def test_the_last_epoch(grid: Any) -> None:
     table = view(grid, rule="last", epochs=curves(grid[1], None, 0.5, 0.25))
     assert {row["mean"] for row in objects(table)} == {0.25}
