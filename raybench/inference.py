@@ -54,6 +54,7 @@ def tables(
     samples, missing = sample(cells, question.metric, predictions)
     chosen, too_many = _pairs(cells, pairs)
     family = Family(tuple(contrast(samples[a], samples[b], question) for a, b in chosen), question.level)
+    ends = [_ends(one, question) for one in samples]
     whole = not pairs and any(p is not None for p in family.adjusted())
     letters, without = _letters(samples, chosen, family) if whole else (None, [])
     alone = any(single(samples[a], samples[b], question) for a, b in chosen)
@@ -75,11 +76,18 @@ def tables(
             ),
             columns=_cell_columns(cells, question, letters is not None),
             rows=tuple(
-                (*labels, len(one.seeds), planned, *_spread(one.values), *_ends(one, question))
+                (*labels, len(one.seeds), planned, *_spread(one.values), *ends[number])
                 + ((letters[number] or None,) if letters else ())
                 for number, (labels, planned, one) in enumerate(zip(cells.labels, cells.planned, samples, strict=True))
             ),
-            notes=(*_reach(samples, len(chosen), question), *without, *too_many, *missing, *cells.notes),
+            notes=(
+                *_reach(samples, len(chosen), question),
+                *_beyond(ends, question),
+                *without,
+                *too_many,
+                *missing,
+                *cells.notes,
+            ),
         ),
         "pairs": _pairs_table(cells, samples, chosen, family, question, suite, said, (*too_many, *missing)),
         "effects": _effects_table(cells, samples, question, suite, missing),
@@ -128,6 +136,14 @@ def _ends(one: Sample, question: Question) -> tuple[float | None, float | None]:
         both = question.over == "both"
         low, high = stats.accuracy_interval(one.right, confidence, seed=question.seed, seeds_too=both)
     return number_or_none(low), number_or_none(high)
+
+
+def _beyond(ends: Iterable[tuple[float | None, float | None]], question: Question) -> list[str]:
+    """Say where Student's t, which knows no limits, goes beyond those of a share."""
+    beyond = sum(low is not None and high is not None and (low < 0 or high > 1) for low, high in ends)
+    if question.interval != "t" or metrics.METRICS[question.metric].unit != metrics.SHARE or not beyond:
+        return []
+    return [f"{counted(beyond, 'interval')} beyond 0 or 1, where no {question.metric} is: Student's t knows no limits"]
 
 
 def _reach(samples: Sequence[Sample], pairs: int, question: Question) -> list[str]:

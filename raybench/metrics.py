@@ -38,18 +38,18 @@ class Metric:
     """Whether it is one of an epoch, in ``epochs/`` too, so that the rule matters."""
 
 
-_SHARE, _LOSS = "share of images", "mean per image"
+SHARE, _LOSS = "share of images", "mean per image"
 _TRAINING = "while training (with any augmentation and dropout)"
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("test accuracy", _SHARE, "share of the test images, 0 to 1", ".4f", "test_accuracy", True),
+    "accuracy": Metric("test accuracy", SHARE, "share of the test images, 0 to 1", ".4f", "test_accuracy", True),
     "macro_f1": Metric("macro F1", "0 to 1", "mean of the classes' F1 scores on the test images, 0 to 1", ".4f"),
     "loss": Metric("test loss", _LOSS, "mean loss over the test images", ".4f", "test_loss", True),
     "val_accuracy": Metric(
-        "validation accuracy", _SHARE, "share of the validation images, 0 to 1", ".4f", "val_accuracy", True
+        "validation accuracy", SHARE, "share of the validation images, 0 to 1", ".4f", "val_accuracy", True
     ),
     "val_loss": Metric("validation loss", _LOSS, "mean loss over the validation images", ".4f", "val_loss", True),
     "train_accuracy": Metric(
-        "training accuracy", _SHARE, f"share of the training images, 0 to 1, {_TRAINING}", ".4f", "train_accuracy", True
+        "training accuracy", SHARE, f"share of the training images, 0 to 1, {_TRAINING}", ".4f", "train_accuracy", True
     ),
     "train_loss": Metric(
         "training loss", _LOSS, f"mean loss over the training images {_TRAINING}", ".4f", "train_loss", True

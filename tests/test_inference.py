@@ -116,6 +116,18 @@ def test_only_what_finished_is_in_a_number(make: Make) -> None:
     )
 
 
+def test_an_interval_beyond_what_can_be_is_said(make: Make) -> None:
+    """One of two seeds has 1.0, the other 0.98: 0.99 -+ 12.71 * 0.0141 / sqrt(2) = 0.127."""
+    made = make(lambda trial: (0.98, 1.0, None)[trial.seed] if trial.cell == ("mlp", "none") else values(trial))[
+        "cells"
+    ]
+    assert (column(made, "interval_high")[0], column(made, "n")[0]) == (pytest.approx(1.117, abs=1e-3), 2)
+    assert made.notes[1] == "1 interval beyond 0 or 1, where no accuracy is: Student's t knows no limits"
+    losses = make(lambda trial: {"test_loss": trial.seed / 10}, folder="loss", metric="loss")["cells"]
+    assert column(losses, "interval_low")[0] < 0
+    assert not any("beyond" in note for note in losses.notes)
+
+
 def test_a_cell_that_was_tested_with_no_other_has_no_letter(make: Make) -> None:
     """mlp/mild with one seed is far below mlp/none, but nothing was tested: it shares no letter with it."""
     made = make(lambda trial: values(trial) if trial.cell != ("mlp", "mild") else None if trial.seed else 0.1)["cells"]
