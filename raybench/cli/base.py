@@ -247,7 +247,7 @@ def warn(*lines: str) -> None:
 
 
 def show(table: Table, format: str) -> None:
-    """Print a table to stdout."""
+    """Print a table to stdout, and the warnings of one that has no room for them to stderr."""
     from rich.console import Console
 
     from raybench import table as tables
@@ -256,3 +256,5 @@ def show(table: Table, format: str) -> None:
         tables.show(table, Console())
     else:
         print(tables.render(table, format), end="")
+    if format == "csv":
+        warn(*(f"WARNING: {line}" for line in table.warnings))
