@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from raybench import ensemble, metrics
+from raybench import metrics
 from raybench.axes import Label
 from raybench.cells import (
     Group,
@@ -34,7 +34,7 @@ from raybench.errors import UserError, did_you_mean
 from raybench.grid import Trial, counted
 from raybench.metrics import METRICS, PredictionsOf, Rule
 from raybench.published import Protocol, published_row, said_of, verdict
-from raybench.records import FINISHED, Predictions
+from raybench.records import FINISHED
 from raybench.suite import Suite
 from raybench.table import Column, Table
 
@@ -57,11 +57,6 @@ COMPARED = (
     Column("difference", "difference", "+.4f"),
     Column("sigma", "sigma", ".1f", machine=True),
     Column("verdict", "verdict", align="left", brief=True),
-)
-COMBINED = (
-    Column("softmax", "mean softmax", ".4f", group="ensemble"),
-    Column("vote", "majority vote", ".4f", group="ensemble"),
-    Column("gain", "gain", "+.4f", group="ensemble"),
 )
 
 
@@ -143,12 +138,6 @@ def summarize(
     keys = [key for key in PUBLISHED if any(f"published_{key}" in number for number in beside)]
     columns, table = (_pivot if view.columns else _long)(suite, groups, numbers, shown_axes, view, keys)
     pooled = pooled_in(groups)
-    said = [
-        *_without_value(finished, view),
-        *_no_optimism(with_value, view),
-        *_unequal(with_value, shown, groups),
-        *_verdicts(numbers),
-    ]
     return Table(
         suite=suite.name,
         title=", ".join(
@@ -170,7 +159,14 @@ def summarize(
         rows=table,
         notes=(
             *as_searched(suite, (*shown_axes, *view.columns)),
-            *_notes(rows, suite, trials, stored, shown, said),
+            *missing(stored, shown),
+            *_without_value(finished, view),
+            *_no_optimism(with_value, view),
+            *_unequal(with_value, shown, groups),
+            *_verdicts(numbers),
+            *open_search(rows, suite, trials),
+            *mixtures(finished, shown),
+            *unplanned(rows, trials),
         ),
     )
 
@@ -357,9 +353,9 @@ def _header(
     view: View,
     stored: pd.DataFrame,
     planned: Sequence[Trial],
-    pooled: Mapping[str, Sequence[Label | None]] | None = None,
+    pooled: Mapping[str, Sequence[Label | None]],
     *,
-    epochs: bool = False,
+    epochs: bool,
 ) -> list[str]:
     """Say what the numbers are; where ``epochs`` are shown, these too."""
     lines = [
@@ -373,25 +369,6 @@ def _header(
     if view.rule == "peek":
         lines.append("optimism: mean by peek minus mean by best_val, of the same trials")
     return [*lines, *data_of(stored, planned)]
-
-
-def _notes(
-    rows: pd.DataFrame,
-    suite: Suite,
-    trials: Sequence[Trial],
-    stored: pd.DataFrame,
-    shown: Sequence[Trial],
-    said: Sequence[str],
-) -> tuple[str, ...]:
-    """Say what every table of these trials must: what is in no number, with what was ``said`` of that, and what is."""
-    finished = stored[stored["status"].isin(FINISHED)]
-    return (
-        *missing(stored, shown),
-        *said,
-        *open_search(rows, suite, trials),
-        *mixtures(finished, shown),
-        *unplanned(rows, trials),
-    )
 
 
 def _of_rule(view: View) -> list[str]:
@@ -449,69 +426,3 @@ def _verdicts(numbers: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say why measured and published numbers were not compared: a line per reason."""
     said = Counter(text for number in numbers if (text := number.get("verdict")) and ":" in text)
     return [f"{text} ({counted(n, 'cell')})" for text, n in said.items()]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Ensembles
-
-
-def summarize_ensembles(
-    rows: pd.DataFrame, suite: Suite, trials: Sequence[Trial], predictions: PredictionsOf, seeds: Sequence[int] = ()
-) -> Table:
-    """Return one row per cell: the mean accuracy of its trials, and that of them together.
-
-    The finished trials of a cell are combined on the test images (`raybench.ensemble`); those of different images are
-    not, and one alone is no ensemble. ``gain`` is the accuracy of the mean softmax minus the mean of the trials'.
-
-    Args:
-        rows, suite, trials, seeds: as for `summarize`.
-        predictions: `raybench.store.Store.predictions`.
-    """
-    axes = _axes(suite, trials, View())
-    groups = list(groups_of(suite, trials, axes, seeds))
-    shown = [trial for group in groups for trial in group.members]
-    stored = stored_of(rows, [group.members for group in groups])
-    finished = stored[stored["status"].isin(FINISHED)]
-    notes, table = [], []
-    for index, group in enumerate(groups):
-        here = finished[finished["cell"] == index]
-        ids, by_id = here["trial_id"], predictions(here["trial_id"])
-        found = list(by_id.values())
-        prints = here["dataset_fingerprint"][ids.isin(by_id.keys())]
-        same = prints.nunique(dropna=False) == 1 and ensemble.same_images(found)
-        if len(found) < len(ids):
-            without = counted(len(ids) - len(found), "finished trial")
-            notes.append(f"{_cell_name(group)}: {without} in no number: no readable predictions")
-        if found and not same:
-            notes.append(f"{_cell_name(group)}: not combined: its trials have different test images")
-        table.append((*(group.labels[axis] for axis in axes), *_combined(found, group, same)))
-    return Table(
-        suite=suite.name,
-        title=f"{suite.name}: {suite.about}, ensembles" if suite.about else f"{suite.name}, ensembles",
-        header=(
-            *_header(View(), stored, shown or trials),
-            "ensemble: of the n trials of a row, from their stored logits; mean softmax: the largest class of the mean"
-            " of their softmax; majority vote: the class that most of them predict, of equally many votes the one with"
-            " the larger mean softmax; gain: mean softmax minus mean",
-            *search_of(rows, suite, trials, seeds),
-        ),
-        warnings=warnings_of(stored, trials),
-        columns=(*(Column(axis, axis, align="left") for axis in axes), *MEASURED[:4], *COMBINED),
-        rows=tuple(table),
-        notes=_notes(rows, suite, trials, stored, shown, notes),
-    )
-
-
-def _combined(found: Sequence[Predictions], group: Group, same: bool) -> list[float | None]:
-    """Return n, the number planned, mean and std of the trials, and accuracies and gain of the ensembles."""
-    single = pd.Series([float((trial.prediction == trial.label).mean()) for trial in found], dtype=float)
-    mean, std = (None if pd.isna(value) else float(value) for value in (single.mean(), single.std()))
-    numbers: list[float | None] = [len(found), group.planned, mean, std]
-    if len(found) < 2 or not same:
-        return [*numbers, None, None, None]
-    softmax, vote = ensemble.accuracies(found)
-    return [*numbers, softmax, vote, softmax - mean if mean is not None else None]
-
-
-def _cell_name(group: Group) -> str:
-    return ", ".join(f"{axis}={label}" for axis, label in group.labels.items())

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from raybench.grid import Trial
 from raybench.plan import expand
-from raybench.records import TrialRow
+from raybench.records import Predictions, TrialRow
 from raybench.suite import Suite, build
 from raybench.table import Table
 from raybench.yamlfile import Complaints, parse_yaml
@@ -41,6 +43,12 @@ def row_of(trial: Trial, **columns: Any) -> TrialRow:
         "torch_version": "2.13.0",
     }
     return TrialRow(**{**row, **columns})
+
+
+def predicted(label: np.ndarray, prediction: np.ndarray, **others: Any) -> Predictions:
+    """Return predictions of which each is as certain as the others."""
+    index, logits = np.arange(len(label), dtype=np.int32), np.eye(3, dtype=np.float16)[prediction]
+    return Predictions(**{"index": index, "label": label, "prediction": prediction, "logits": logits, **others})
 
 
 def objects(table: Table) -> list[dict[str, Any]]:

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
-from raybench.ensemble import accuracies, majority_vote, mean_softmax, same_images
+import numpy as np
+import pandas as pd
+import pytest
+from made import objects, plan, predicted, row_of, suite
+
+from raybench.cells import find_cells
+from raybench.ensemble import accuracies, majority_vote, mean_softmax, same_images, table
+from raybench.grid import Trial
+from raybench.metrics import PredictionsOf
 from raybench.records import Predictions
+from raybench.table import Table
 
 LOG = np.log(np.array([[0.9, 0.05, 0.05], [0.2, 0.5, 0.3], [0.2, 0.3, 0.5]])).astype(np.float32)[:, None, :]
 """Three networks, one image: one is sure of class 0, the others lean to 1 and to 2."""
@@ -69,3 +79,110 @@ def test_only_the_same_images_go_together() -> None:
     assert not same_images([first, trial([[1, 0], [0, 1]], [0, 0])])
     assert not same_images([first, trial([[1, 0]], [0])])
     assert not same_images([first, trial([[1, 0, 0], [0, 1, 0]], [0, 1])])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+SUITE = """
+name: small_test
+about: 50 % of two models
+dataset: {name: digits, validation: {size: 100}}
+compare: {model: [model1, small_cnn], augmentation: [none]}
+search: {lr: [1e-3]}
+repeat: {seed: 3}
+"""
+
+
+def table_of(trials: Sequence[Trial], predictions: PredictionsOf, text: str = SUITE, **columns: Sequence[Any]) -> Table:
+    """Return the table where ``trials`` have finished; ``columns`` of their rows."""
+    found = [
+        row_of(trial, test_accuracy=0.5, **{name: values[trial.seed] for name, values in columns.items()})
+        for trial in trials
+    ]
+    rows = pd.DataFrame([dataclasses.asdict(row) for row in found or [row_of(plan(text)[0])]]).head(len(found))
+    return table(find_cells(rows, suite(text), plan(text)), suite(text), predictions)
+
+
+def test_ensembles_by_hand() -> None:
+    trials = plan(SUITE)[:5]  # model1 has three, small_cnn two
+    label = np.array([0, 1, 2, 0], np.int16)
+    said = {0: [0, 1, 0, 1], 1: [0, 2, 2, 1], 2: [1, 1, 2, 1]}  # right 2, 2 and 2 of 4; together 3
+    found = {t.id: predicted(label, np.array(said[t.seed], np.int16)) for t in trials}
+    asked: list[list[str]] = []
+
+    def predictions(ids: Any) -> dict[str, Predictions]:
+        asked.append(list(ids))
+        return {i: found[i] for i in asked[-1]}
+
+    made = table_of(trials, predictions)
+    model1, small_cnn = objects(made)
+    assert model1 == {
+        "model": "model1",
+        "augmentation": "none",
+        "n": 3,
+        "planned": 3,
+        "mean": 0.5,
+        "std": 0.0,
+        "softmax": 0.75,
+        "vote": 0.75,
+        "gain": 0.25,
+    }
+    # Seeds 0 and 1 disagree on images 1 and 2, with equal certainty: the smaller class.
+    assert (small_cnn["n"], small_cnn["planned"], small_cnn["vote"]) == (2, 3, 0.5)
+    assert asked == [[t.id for t in trials[:5:2]], [t.id for t in trials[1:5:2]]]
+    assert made.title == "small_test: 50 % of two models, ensembles"
+    assert made.notes == ("1 trial not run yet",)
+    assert made.header[4] == (
+        "ensemble: of the n trials of a row, from their stored logits; mean softmax: the largest class of the mean of"
+        " their softmax; majority vote: the class that most of them predict, of equally many votes the one with the"
+        " larger mean softmax; gain: mean softmax minus mean"
+    )
+    assert "epochs" not in made.header[1]
+
+
+def test_what_is_not_combined_says_why() -> None:
+    a0, b0, a1, b1, a2, _ = plan(SUITE)
+    label = np.array([0, 1, 2], np.int16)
+    found = {t.id: predicted(label, label) for t in (a0, a1, a2, b0)}
+    found[a2.id] = predicted(label, label, index=np.array([0, 1, 3], np.int32))
+    made = table_of([a0, a1, a2, b0, b1], lambda ids: {i: found[i] for i in ids if i in found})
+    assert [(row["n"], row["mean"], row["softmax"], row["vote"], row["gain"]) for row in objects(made)] == [
+        (3, 1.0, None, None, None),
+        (1, 1.0, None, None, None),
+    ]
+    assert made.notes == (
+        "model=model1, augmentation=none: not combined: its trials have different test images",
+        "model=small_cnn, augmentation=none: 1 finished trial in no number: no readable predictions",
+        "1 trial not run yet",
+    )
+
+
+def test_trials_of_other_images_are_not_combined() -> None:
+    """The same rows with the same labels, of a dataset with another fingerprint: as where one has a JPEG copy of it."""
+    label = np.array([0, 1, 2], np.int16)
+    prints = ["0123456789abcdef", "0123456789abcdef", "fedcba9876543210"]
+    trials = [trial for trial in plan(SUITE) if trial.seed != 1]
+    made = table_of(trials, lambda ids: {i: predicted(label, label) for i in ids}, dataset_fingerprint=prints)
+    assert [(row["n"], row["mean"], row["softmax"], row["vote"]) for row in objects(made)] == [(2, 1.0, None, None)] * 2
+    assert made.notes[0] == "model=model1, augmentation=none: not combined: its trials have different test images"
+
+
+def test_ensembles_of_nothing() -> None:
+    made = table_of([], lambda ids: {})
+    assert [row[2:] for row in made.rows] == [(0, 3, None, None, None, None, None)] * 2
+
+
+def test_points_of_a_search_that_was_not_confirmed_are_said() -> None:
+    text = SUITE.replace("search: {lr: [1e-3]}", "search: {lr: [1e-3, 1e-2]}\nconfirm: none")
+    made = table_of([], lambda ids: {}, text)
+    assert len(made.rows) == 4
+    assert made.notes[0] == "lr is searched: each value is shown as it is, none was chosen and confirmed"
+
+
+def test_a_suite_without_axes_is_called_by_its_name() -> None:
+    text = "name: alone\ndataset: digits\nmodel: mlp\nrepeat: {seed: 2}"
+    label = np.array([0, 1, 2], np.int16)
+    found = {t.id: predicted(label, label, index=np.arange(3, dtype=np.int32) + t.seed) for t in plan(text)}
+    made = table_of(plan(text), lambda ids: {i: found[i] for i in ids}, text)
+    assert made.notes == ("alone: not combined: its trials have different test images",)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made import SLASHES, objects, row_of
+from made import SLASHES, objects, predicted, row_of
 
 from raybench import plan
 from raybench import suite as suites
@@ -20,7 +20,7 @@ from raybench.grid import Trial
 from raybench.records import Predictions, TrialRow
 from raybench.search import Ended
 from raybench.suite import Suite
-from raybench.summarize import View, summarize, summarize_ensembles
+from raybench.summarize import View, summarize
 from raybench.table import FORMATS, Table, render
 
 SUITE = """
@@ -496,11 +496,6 @@ def test_macro_f1_comes_from_the_predictions(grid: Any) -> None:
     assert "1 finished trial in no number: no readable predictions" in table.notes
 
 
-def predicted(label: np.ndarray, prediction: np.ndarray, **others: Any) -> Predictions:
-    index, logits = np.arange(len(label), dtype=np.int32), np.eye(3, dtype=np.float16)[prediction]
-    return Predictions(**{"index": index, "label": label, "prediction": prediction, "logits": logits, **others})
-
-
 def curves(trials: Sequence[Trial], *accuracies: float | None) -> pd.DataFrame:
     rows = [(trial.id, epoch, accuracy) for trial in trials for epoch, accuracy in enumerate(accuracies, 1)]
     frame = pd.DataFrame(rows, columns=["trial_id", "epoch", "test_accuracy"])
@@ -662,89 +657,6 @@ def test_winners_that_differ_split_no_row_of_a_pivot(tmp_path: Path) -> None:
         ("small_cnn", "none", 0.01, 1, 1),
         ("small_cnn", "aug1", 0.001, 1, 1),
     ], "the seeds of a cell share its winner"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Ensembles
-
-
-def test_ensembles_by_hand(tmp_path: Path) -> None:
-    suite, trials = load(tmp_path, SUITE)
-    rows = [finished(trial, 0.5) for trial in trials[:5]]  # model1 has three, small_cnn two
-    label = np.array([0, 1, 2, 0], np.int16)
-    said = {0: [0, 1, 0, 1], 1: [0, 2, 2, 1], 2: [1, 1, 2, 1]}  # right 2, 2 and 2 of 4; together 3
-    found = {t.id: predicted(label, np.array(said[t.seed], np.int16)) for t in trials}
-    asked: list[list[str]] = []
-
-    def predictions(ids: Any) -> dict[str, Predictions]:
-        asked.append(list(ids))
-        return {i: found[i] for i in asked[-1]}
-
-    table = summarize_ensembles(frame(rows), suite, trials, predictions)
-    model1, small_cnn = objects(table)
-    assert model1 == {
-        "model": "model1",
-        "augmentation": "none",
-        "n": 3,
-        "planned": 3,
-        "mean": 0.5,
-        "std": 0.0,
-        "softmax": 0.75,
-        "vote": 0.75,
-        "gain": 0.25,
-    }
-    # Seeds 0 and 1 disagree on images 1 and 2, with equal certainty: the smaller class.
-    assert (small_cnn["n"], small_cnn["planned"], small_cnn["vote"]) == (2, 3, 0.5)
-    assert asked == [[t.id for t in trials[:5:2]], [t.id for t in trials[1:5:2]]]
-    assert table.title == "small_test: 50 % of two models, ensembles"
-    assert table.notes == ("1 trial not run yet",)
-    assert table.header[4] == (
-        "ensemble: of the n trials of a row, from their stored logits; mean softmax: the largest class of the mean of"
-        " their softmax; majority vote: the class that most of them predict, of equally many votes the one with the"
-        " larger mean softmax; gain: mean softmax minus mean"
-    )
-    assert "epochs" not in table.header[1]
-
-
-def test_what_is_not_combined_says_why(tmp_path: Path) -> None:
-    suite, trials = load(tmp_path, SUITE)
-    a0, b0, a1, b1, a2, _ = trials
-    label = np.array([0, 1, 2], np.int16)
-    found = {t.id: predicted(label, label) for t in (a0, a1, a2, b0)}
-    found[a2.id] = predicted(label, label, index=np.array([0, 1, 3], np.int32))
-    rows = frame([*(finished(t, 1.0) for t in (a0, a1, a2, b0, b1))])
-    table = summarize_ensembles(rows, suite, trials, lambda ids: {i: found[i] for i in ids if i in found})
-    assert [(row["n"], row["mean"], row["softmax"], row["vote"], row["gain"]) for row in objects(table)] == [
-        (3, 1.0, None, None, None),
-        (1, 1.0, None, None, None),
-    ]
-    cell = "model={}, augmentation=none, lr=0.001: {}"
-    assert table.notes == (
-        "1 trial not run yet",
-        cell.format("model1", "not combined: its trials have different test images"),
-        cell.format("small_cnn", "1 finished trial in no number: no readable predictions"),
-    )
-
-
-def test_trials_of_other_images_are_not_combined(tmp_path: Path) -> None:
-    """The same rows with the same labels, of a dataset with another fingerprint: as where one has a JPEG copy of it."""
-    suite, trials = load(tmp_path, SUITE)
-    label = np.array([0, 1, 2], np.int16)
-    prints = ["0123456789abcdef", "0123456789abcdef", "fedcba9876543210"]
-    rows = frame([finished(t, 1.0, dataset_fingerprint=prints[t.seed]) for t in trials if t.seed != 1])
-    table = summarize_ensembles(rows, suite, trials, lambda ids: {i: predicted(label, label) for i in ids})
-    assert [(row["n"], row["mean"], row["softmax"], row["vote"]) for row in objects(table)] == [
-        (2, 1.0, None, None)
-    ] * 2
-    assert "model=model1, augmentation=none, lr=0.001: not combined: its trials have different test images" in (
-        table.notes
-    )
-
-
-def test_ensembles_of_nothing(tmp_path: Path) -> None:
-    suite, trials = load(tmp_path)
-    table = summarize_ensembles(frame([]), suite, trials, lambda ids: {})
-    assert [row[2:] for row in table.rows] == [(0, 3, None, None, None, None, None)] * 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -75,8 +75,10 @@ def summarize(
     Give a suite (its folder below --results is read) or a folder of results. Nothing is trained again, and neither
     torch nor Ray is needed.
     """
+    from raybench import ensemble as ensembles
     from raybench import metrics
-    from raybench.summarize import View, summarize_ensembles
+    from raybench.cells import find_cells
+    from raybench.summarize import View
     from raybench.summarize import summarize as make_table
 
     view = View(rows=_axes(rows), columns=_axes(columns), metric=metric, rule=metrics.find_rule(rule))
@@ -91,7 +93,8 @@ def summarize(
     damaged: list[str] = []
     predictions = partial(store.predictions, damaged=damaged)
     if ensemble:
-        table = summarize_ensembles(stored_rows, choice.suite, trials, predictions, choice.seeds())
+        cells = find_cells(stored_rows, choice.suite, trials, choice.seeds())
+        table = ensembles.table(cells, choice.suite, predictions)
     else:
         of_epochs = ["trial_id", "epoch", *metrics.OF_EPOCHS]
         table = make_table(
