@@ -212,7 +212,7 @@ def _cells_table(
             f"cells: {', '.join(f'{number:,} {verdict}' for verdict, number in Counter(verdicts).items())}",
             shared,
             *family.notes(),
-            *dict.fromkeys((*old_lines, *new_lines)),
+            *_said((tuple(old_lines), tuple(new_lines))),
             *_said(cells.notes for cells in found),
         ),
     )

@@ -55,6 +55,7 @@ def tables(
     chosen, too_many = _pairs(cells, pairs)
     family = Family(tuple(contrast(samples[a], samples[b], question) for a, b in chosen), question.level)
     ends = [_ends(one, question) for one in samples]
+    drawn = _too_narrow(samples, question) if question.over == "both" else []  # the tests are bootstraps too
     whole = not pairs and any(p is not None for p in family.adjusted())
     letters, without = _letters(samples, chosen, family) if whole else (None, [])
     alone = any(single(samples[a], samples[b], question) for a, b in chosen)
@@ -81,6 +82,7 @@ def tables(
                 for number, (labels, planned, one) in enumerate(zip(cells.labels, cells.planned, samples, strict=True))
             ),
             notes=(
+                *_too_narrow(samples, question),
                 *_reach(samples, len(chosen), question),
                 *_beyond(ends, question),
                 *without,
@@ -89,7 +91,7 @@ def tables(
                 *cells.notes,
             ),
         ),
-        "pairs": _pairs_table(cells, samples, chosen, family, question, suite, said, (*too_many, *missing)),
+        "pairs": _pairs_table(cells, samples, chosen, family, question, suite, said, (*drawn, *too_many, *missing)),
         "effects": _effects_table(cells, samples, question, suite, missing),
     }
 
@@ -146,12 +148,18 @@ def _beyond(ends: Iterable[tuple[float | None, float | None]], question: Questio
     return [f"{counted(beyond, 'interval')} beyond 0 or 1, where no {question.metric} is: Student's t knows no limits"]
 
 
+def _too_narrow(samples: Sequence[Sample], question: Question) -> list[str]:
+    """Say where seeds are drawn from too few."""
+    few = min((n for one in samples if (n := len(one.seeds)) > 1), default=10)  # one has no interval
+    if question.interval != "bootstrap" or question.over == "images" or few >= 10:
+        return []
+    return [f"a bootstrap over {counted(few, 'seed')} is too narrow: Student's t over them holds its level"]
+
+
 def _reach(samples: Sequence[Sample], pairs: int, question: Question) -> list[str]:
     """Say what the smallest number of seeds can show."""
     few = min((len(one.seeds) for one in samples), default=0)
     lines = []
-    if question.interval == "bootstrap" and question.over != "images" and few < 10:
-        lines.append(f"a bootstrap over {counted(few, 'seed')} is too narrow: Student's t over them holds its level")
     if question.over == "seeds" and question.test == "welch":
         one = stats.smallest_difference(few, question.confidence)
         many = stats.smallest_difference(few, 1 - question.level / max(1, pairs))

@@ -62,6 +62,16 @@ def test_the_same_results_are_identical(make: Make) -> None:
     )
 
 
+def test_trials_in_no_number_are_counted_for_each_side(make: Make) -> None:
+    def lost(seeds: int) -> Callable[[Trial], Any]:
+        return lambda trial: {"test_accuracy": 0.5, "test_loss": float("inf" if trial.seed < seeds else trial.seed)}
+
+    notes = compare(make("before", lost(1)), make("after", lost(2)), Question(metric="loss")).tables["cells"].notes
+    end = "which are in no number here"
+    assert f"first: loss is not finite in 2 finished trials, {end}" in notes
+    assert f"second: loss is not finite in 4 finished trials, {end}" in notes
+
+
 def test_what_equal_trials_need_not_repeat_is_compared_all_the_same(make: Make) -> None:
     """The same bits, 21 images per second slower."""
 

@@ -116,6 +116,14 @@ def test_only_what_finished_is_in_a_number(make: Make) -> None:
     )
 
 
+def test_tests_over_few_seeds_and_images_are_too_narrow_as_well(make: Make) -> None:
+    narrow = "a bootstrap over 3 seeds is too narrow: Student's t over them holds its level"
+    for over in ("seeds", "images", "both"):
+        made = make(right, folder=over, over=over, interval="bootstrap")
+        assert (narrow in made["cells"].notes) == (over != "images")
+        assert (narrow in made["pairs"].notes) == (over == "both"), "over seeds it is Welch's test"
+
+
 def test_an_interval_beyond_what_can_be_is_said(make: Make) -> None:
     """One of two seeds has 1.0, the other 0.98: 0.99 -+ 12.71 * 0.0141 / sqrt(2) = 0.127."""
     made = make(lambda trial: (0.98, 1.0, None)[trial.seed] if trial.cell == ("mlp", "none") else values(trial))[
