@@ -276,6 +276,24 @@ def test_ctrl_c_leaves_no_import_half_done_that_another_thread_may_wait_for(
     assert Path("whole").exists() == (threads > 1)
 
 
+def test_an_interruption_is_one_whatever_a_library_makes_of_it(
+    raybench: Raybench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pydantic says that a schema could not be built."""
+
+    def expand(*arguments: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ValueError("no schema") from None
+
+    monkeypatch.setattr(plan, "expand", expand)
+    status, out, err = raybench("plan", "quickstart")
+    assert (status, out) == (130, "")
+    assert err.lstrip() == "raybench: interrupted; the same command again goes on where this one stopped\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_a_closed_pipe_is_no_error() -> None:
     """Nor does its exit status say that a trial failed."""

@@ -66,10 +66,13 @@ def _interruptible() -> Iterator[None]:
     """Let SIGTERM be as Ctrl-C, so that what was begun is put in order, and neither come at a wrong moment.
 
     In an import KeyboardInterrupt would leave Python's locks of imports taken, and another thread that imports, as one
-    does that starts Ray, would wait for ever: where there are other threads it is raised when the import is over.
+    does that starts Ray, would wait for ever: where there are other threads it is raised when the import is over. What
+    a library makes of it, such as an error of its own, is an interruption still.
     """
+    raised = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
         while frame is not None and threading.active_count() > 1:
             if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
                 later = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, number])
@@ -77,6 +80,7 @@ def _interruptible() -> Iterator[None]:
                 later.start()
                 return
             frame = frame.f_back
+        raised = True
         raise KeyboardInterrupt
 
     # A shell has what runs in its background ignore Ctrl-C.
@@ -84,6 +88,10 @@ def _interruptible() -> Iterator[None]:
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
+    except Exception as error:
+        if raised:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
