@@ -28,16 +28,25 @@ from raybench.suite import Suite
 REPORTS = Path(__file__).parents[2] / "shared" / "reports"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray come last; or with ``-n 2``, two files run side by side, and all of those are one file."""
+    """Tests that start Ray come last."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
-    def on_ray(item: pytest.Item) -> bool:
-        return item.get_closest_marker("ray") is not None
 
-    items.sort(key=on_ray)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray(item) else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n 2`` two files run side by side, and those with tests that start Ray one after the other: these share
+    ports and folders. (Marks of pytest-xdist 3.8 for that are not read by pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    on_ray = {file.name for file in Path(__file__).parent.glob("test_*.py") if "mark.ray" in file.read_text()}
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0]).name
+            return "tests on Ray" if file in on_ray else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

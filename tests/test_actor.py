@@ -129,7 +129,7 @@ def test_warnings_of_all_processes_of_a_group_are_told_once(
     monkeypatch.setattr(actor.train, "report", reports.append)
     monkeypatch.setattr(actor.train.torch, "get_device", lambda: "cpu")
     monkeypatch.setattr(actor.torch.distributed, "broadcast", lambda *_: None)
-    share: Any = SimpleNamespace(job=SimpleNamespace(run=run), suite="s", trial=lambda id_: trial)
+    share: Any = SimpleNamespace(job=SimpleNamespace(run=run), suite="s", import_modules=lambda: None)
     for rank in (1, 0):
         context = SimpleNamespace(get_world_rank=lambda rank=rank: rank, get_world_size=lambda: 2)
         monkeypatch.setattr(actor.train, "get_context", lambda context=context: context)
