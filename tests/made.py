@@ -70,6 +70,15 @@ Raybench = Callable[..., Result]
 
 # Suites that several files look at
 
+TWO_MODELS = """
+name: small_test
+about: 50 % of two models
+dataset: {name: digits, validation: {size: 100}}
+compare: {model: [model1, small_cnn], augmentation: [none]}
+search: {lr: [1e-3]}
+repeat: {seed: 3}
+"""
+
 
 def suite(text: str, *sets: str) -> Suite:
     """Return what ``s.yaml`` with this text would be."""

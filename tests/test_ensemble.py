@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made import objects, plan, predicted, row_of, suite
+from made import TWO_MODELS, objects, plan, predicted, row_of, suite
 
 from raybench.cells import find_cells
 from raybench.ensemble import accuracies, majority_vote, mean_softmax, same_images, table
@@ -84,14 +84,7 @@ def test_only_the_same_images_go_together() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 
-SUITE = """
-name: small_test
-about: 50 % of two models
-dataset: {name: digits, validation: {size: 100}}
-compare: {model: [model1, small_cnn], augmentation: [none]}
-search: {lr: [1e-3]}
-repeat: {seed: 3}
-"""
+SUITE = TWO_MODELS
 
 
 def table_of(trials: Sequence[Trial], predictions: PredictionsOf, text: str = SUITE, **columns: Sequence[Any]) -> Table:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made import SLASHES, objects, predicted, row_of
+from made import SLASHES, TWO_MODELS, objects, predicted, row_of
 
 from raybench import plan
 from raybench import suite as suites
@@ -23,15 +23,8 @@ from raybench.suite import Suite
 from raybench.summarize import View, summarize
 from raybench.table import FORMATS, Table, render
 
-SUITE = """
-name: small_test
-about: 50 % of two models
-dataset: {name: digits, validation: {size: 100}}
-compare: {model: [model1, small_cnn], augmentation: [none]}
-search: {lr: [1e-3]}
-repeat: {seed: 3}
-reference:
-  - {model: model1, augmentation: none, mean: 0.5, std: 0.25, epochs: 10.0}
+SUITE = f"""{TWO_MODELS}reference:
+  - {{model: model1, augmentation: none, mean: 0.5, std: 0.25, epochs: 10.0}}
 """
 
 
