@@ -1,6 +1,6 @@
 """A whole sweep of short trials: raybench beside a shell loop and beside one worker group per trial, in turns.
 
-    python benchmarks/sweep.py [--trials 24] [--groups 8] [--rounds 3]
+    python benchmarks/sweep.py [--trials 24] [--groups 8] [--rounds 3] [--epochs 40] [--no-shells]
 
 The trials are the same everywhere, to the last bit, and train with raybench's own loop; what differs is who starts
 them:
@@ -10,11 +10,12 @@ them:
 - worker groups: Ray Tune with one TorchTrainer of one worker per trial, as Ray's user guide shows ("Hyperparameter
   tuning with Ray Tune"); of --groups trials alone, since each takes seconds.
 
-"Training" is what the trials take in one process, one after the other, with nothing beside them. Start-up is until the
-first batch of the first trial, and the end begins when the last trial has ended; both come once, however many trials
-there are, and stand in columns of their own. Overhead is what lies between beyond training, for each trial but those
-that the slots began with: wall-clock time times slots less training, in core seconds; and CPU time less training's,
-which a busy machine can still compare.
+"Training" is what the trials take in a warm process, one after the other, with nothing beside them; "side by side",
+what they take in as many processes as there are cores, all ready before the first begins, and no Ray: cores share
+memory and heat, and what that costs is nobody's overhead. Start-up is until the first batch of the first trial, and the
+end begins when the last trial has ended; both come once, however many trials there are, and stand in columns of their
+own. Overhead is what lies between beyond training, for each trial but those that the slots began with: wall-clock time
+times slots less training, in core seconds; and CPU time less training's, which a busy machine can still compare.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-from rounds import Usage, machine, spread, table
+from rounds import Contender, Usage, machine, serve, spread, start_together, table
+
+if TYPE_CHECKING:
+    from raybench.grid import Trial
+    from raybench.job import Job
 
 HERE = Path(__file__).parent
 SUITE = """
@@ -49,8 +54,8 @@ train: {{epochs: {epochs}, batch_size: 32}}
 CORES = len(os.sched_getaffinity(0))
 
 
-def train_here(suite: Path, which: slice) -> list[dict[str, Any]]:
-    """Train trials of a suite in this process; return of each its id, test accuracy and seconds, and when it ended."""
+def prepared(suite: Path, which: slice) -> tuple[Job, list[Trial]]:
+    """Return trials of a suite, and the job that runs them in this process."""
     from raybench.job import prepare
     from raybench.plan import expand
     from raybench.suite import load
@@ -60,7 +65,11 @@ def train_here(suite: Path, which: slice) -> list[dict[str, Any]]:
 
     loaded = load(suite)
     trials = expand(loaded)[which]
-    job = prepare(loaded, trials, suite.parent)
+    return prepare(loaded, trials, suite.parent), trials
+
+
+def train(job: Job, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Train trials one after the other; return of each its id, test accuracy and seconds, and when it ended."""
     done = []
     for trial in trials:
         begun, cpu = time.perf_counter(), time.process_time()
@@ -69,6 +78,19 @@ def train_here(suite: Path, which: slice) -> list[dict[str, Any]]:
         took = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "ended": time.time()}
         done.append({"id": trial.id, "accuracy": row.test_accuracy} | took)
     return done
+
+
+def in_processes(suite: Path, count: int, processes: int) -> list[dict[str, Any]]:
+    """Train the first ``count`` trials in turns in so many processes, which begin together when all are ready."""
+    me = [sys.executable, str(HERE / "sweep.py"), "part", str(suite), str(count)]
+    parts = [Contender(f"process {one}", [*me, str(one), str(processes)]) for one in range(processes)]
+    start_together(parts)
+    for part in parts:
+        part.tell("train")
+    rows = [row for part in parts for row in part.hear()["rows"]]
+    for part in parts:
+        part.stop()
+    return rows
 
 
 def groups(suite: Path, count: int) -> None:
@@ -82,7 +104,7 @@ def groups(suite: Path, count: int) -> None:
         sys.path.insert(0, str(HERE))
         import sweep
 
-        (done,) = sweep.train_here(suite, slice(config["index"], config["index"] + 1))
+        (done,) = sweep.train(*sweep.prepared(suite, slice(config["index"], config["index"] + 1)))
         train.report(done)
 
     def train_driver_fn(config: dict[str, Any]) -> None:
@@ -182,37 +204,45 @@ def run_groups(way: Way, suite: Path) -> None:
     way.note([usage], begun, suite, rows)
 
 
-def sweep(trials: int, groups: int, rounds: int, epochs: int, hidden: int) -> tuple[list[Way], list[dict[str, float]]]:
-    """Run all ways in turns; return what they took, and of each trial the median of what it takes alone."""
+def sweep(
+    trials: int, groups: int, rounds: int, epochs: int, hidden: int, shells: bool = True
+) -> tuple[list[Way], list[dict[str, float]], list[float]]:
+    """Run all ways in turns; return what they took, of each trial the median of what it takes alone, and of every round
+    the seconds of all trials side by side."""
     ours = Way("raybench", CORES, trials)
-    shells = [Way(f"shell loop, {slots} at a time", slots, trials) for slots in sorted({1, CORES})]
+    loops = [Way(f"shell loop, {slots} at a time", slots, trials) for slots in sorted({1, CORES})]
     grouped = Way("one worker group per trial", CORES, groups)
-    ways = [ours, *shells, *([grouped] if groups else [])]
+    ways = [ours, *(loops if shells else []), *([grouped] if groups else [])]
     runs = {ours: run_raybench, grouped: run_groups}
-    alone: list[list[dict[str, float]]] = []
+    alone: list[list[dict[str, Any]]] = []
+    beside: list[list[dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as name:
         suite = Path(name) / "sweep.yaml"
         suite.write_text(SUITE.format(folder=name, seeds=(trials + 1) // 2, epochs=epochs, hidden=hidden))
         (Path(name) / "clocked.py").write_text((HERE / "clocked.py").read_text())
         for _ in range(rounds):
-            alone.append(_run("all", str(suite), str(trials))[1])
-            print(f"training: {sum(row['seconds'] for row in alone[-1]):.1f} s", file=sys.stderr)
+            for rows, processes in ((alone, 1), (beside, CORES)):
+                rows.append(in_processes(suite, trials, processes))
+                took = sum(row["seconds"] for row in rows[-1])
+                print(f"training, {processes} at a time: {took:.1f} s", file=sys.stderr)
             for way in ways:
                 clock_of(suite).unlink()
                 runs.get(way, run_shell)(way, suite)
-    for way in ways:
+    found = {way.name: way.accuracies for way in ways}
+    found["side by side"] = {row["id"]: row["accuracy"] for row in beside[0]}
+    for name, accuracies in found.items():
         for row in alone[0]:
-            same = way.accuracies.get(row["id"], row["accuracy"])
-            assert same == row["accuracy"], f"{way.name}: another accuracy of {row['id']}"
+            same = accuracies.get(row["id"], row["accuracy"])
+            assert same == row["accuracy"], f"{name}: another accuracy of {row['id']}"
     median = [
         {clock: statistics.median(turn[index][clock] for turn in alone) for clock in ("seconds", "cpu")}
         for index in range(trials)
     ]
-    return ways, median
+    return ways, median, [sum(row["seconds"] for row in turn) for turn in beside]
 
 
-def report(ways: Sequence[Way], alone: Sequence[Mapping[str, float]]) -> str:
-    """Return the table, and what start-up explains of raybench's time."""
+def report(ways: Sequence[Way], alone: Sequence[Mapping[str, float]], beside: Sequence[float]) -> str:
+    """Return the table, and what start-up, training and the end explain of raybench's time."""
     rows, beyond = [], {}
     for way in ways:
         training, cpu = (sum(row[clock] for row in alone[: way.trials]) for clock in ("seconds", "cpu"))
@@ -229,15 +259,23 @@ def report(ways: Sequence[Way], alone: Sequence[Mapping[str, float]]) -> str:
     )
     ours = ways[0]
     training = sum(row["seconds"] for row in alone)
-    start, pure = statistics.median(ours.start), training / ours.slots
-    took = statistics.median(ours.seconds)
+    took, start, end = (statistics.median(seconds) for seconds in (ours.seconds, ours.start, ours.end))
+    lines = [
+        f"raybench: {spread(ours.seconds, 1)} s in all, of which {spread(ours.start, 1)} to the first batch and"
+        f" {spread(ours.end, 1)} after the last trial."
+    ]
+    for what, seconds in (("one after the other", training), ("side by side", statistics.median(beside))):
+        pure = seconds / ours.slots
+        lines.append(
+            f"Of training {what}, {pure:.1f} s on {ours.slots} slots: in all {took / (start + pure):.2f} times start-up"
+            f" and training, {took / (start + pure + end):.2f} times them and the end."
+        )
     return "\n\n".join(
         [
-            f"Training alone: {training:.1f} s for {len(alone)} trials, {sum(row['cpu'] for row in alone):.1f} of CPU.",
+            f"Training alone: {training:.1f} s for {len(alone)} trials, {sum(row['cpu'] for row in alone):.1f} of CPU;"
+            f" side by side, in {ours.slots} processes without Ray: {spread(beside, 1)} s.",
             table(columns, rows),
-            f"raybench: {spread(ours.start, 1)} s to the first batch, then {took - start:.1f} s for what training alone"
-            f" would take {pure:.1f} s on {ours.slots} slots; in all {took / (start + pure):.2f} times start-up and"
-            " training.",
+            "\n".join(lines),
         ]
     )
 
@@ -246,6 +284,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--groups", type=int, default=4 * CORES, help="trials with a worker group each; 0 for none")
+    parser.add_argument("--no-shells", dest="shells", action="store_false", help="leave out the shell loops")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40, help="of each trial")
     parser.add_argument("--hidden", type=int, default=512, help="width of the network")
@@ -257,7 +296,7 @@ def main() -> None:
         parser.error(f"--trials {arguments.trials}: two learning rates are tried with each seed: name an even number")
     print(machine())
     print(
-        report(*sweep(arguments.trials, arguments.groups, arguments.rounds, arguments.epochs, arguments.hidden)),
+        report(*sweep(**vars(arguments))),
         f"at the end: {machine()}",
         sep="\n\n",
     )
@@ -266,9 +305,11 @@ def main() -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["one", suite, index]:
-            print(json.dumps(train_here(Path(suite), slice(int(index), int(index) + 1))))
-        case ["all", suite, count]:
-            print(json.dumps(train_here(Path(suite), slice(int(count)))))
+            print(json.dumps(train(*prepared(Path(suite), slice(int(index), int(index) + 1)))))
+        case ["part", suite, count, first, step]:
+            job, trials = prepared(Path(suite), slice(int(first), int(count), int(step)))
+            train(job, trials[:1])  # the first in a process also loads what PyTorch loads late: that is start-up
+            serve({}, {"train": lambda: {"rows": train(job, trials)}})
         case ["groups", suite, count]:
             groups(Path(suite), int(count))
         case _:

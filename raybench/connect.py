@@ -186,7 +186,7 @@ def connect(
             what = "Ray could not start" if address == "local" else "no Ray cluster answers there"
             hint = "" if address == "local" or "mismatch" in str(error) else f"; perhaps {rayenv.TOKENS}"
             raise UserError(f"--address {address}: {what}: {_in_a_line(error)}{hint}") from None
-        stack.callback(ray.shutdown)
+        stack.callback(_shut_down)
         if checked and address != "local":
             _check_versions(address)
         yield Cluster(
@@ -194,6 +194,19 @@ def connect(
             dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
             grows_to=ray._private.state.state.get_max_resources_from_cluster_config() or {},  # private
         )
+
+
+def _shut_down() -> None:
+    """Leave the cluster, and end it if it was started here.
+
+    Ray ends its processes one by one, and its monitor, which looks after autoscaling alone, after the process that it
+    would tell of it: that takes the whole second that is allowed to each. So it goes first.
+    """
+    node = ray._private.worker._global_node  # private
+    started = node.all_processes.get(ray_constants.PROCESS_TYPE_MONITOR, []) if node else []
+    for one in started:
+        one.process.kill()
+    ray.shutdown()
 
 
 def _environments(address: str, ship: Sequence[Path], to_train: bool) -> tuple[dict[str, str], dict[str, Any]]:

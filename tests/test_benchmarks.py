@@ -171,8 +171,10 @@ def test_the_table_of_a_sweep_adds_up() -> None:
     ours, other = sweep.Way("raybench", 2, 4), sweep.Way("shell", 1, 4)
     ours.seconds, ours.start, ours.end, ours.cpu = [12.0], [5.0], [1.0], [16.0]
     other.seconds, other.start, other.end, other.cpu = [24.0], [3.0], [0.0], [42.0]
-    text = sweep.report([ours, other], [{"seconds": 2.0, "cpu": 3.0}] * 4)
-    assert text.startswith("Training alone: 8.0 s for 4 trials, 12.0 of CPU.")
+    text = sweep.report([ours, other], [{"seconds": 2.0, "cpu": 3.0}] * 4, [10.0])
+    assert text.startswith(
+        "Training alone: 8.0 s for 4 trials, 12.0 of CPU; side by side, in 2 processes without Ray: 10.0"
+    )
     _, first, second = cells(text)
     # Of two further trials ((12 - 5 - 1) s x 2 slots - 8 s) / 2 and (16 - 12) / 2; of three (21 x 1 - 8) / 3 and 30 / 3
     assert first[4:] == ["5.0 (5.0 to 5.0)", "1.0 (1.0 to 1.0)", "2.00 (2.00 to 2.00)", "2.00 (2.00 to 2.00)", "1.0"]
@@ -183,17 +185,22 @@ def test_the_table_of_a_sweep_adds_up() -> None:
         "10.00 (10.00 to 10.00)",
         "5.0",
     ]
-    assert "5.0 (5.0 to 5.0) s to the first batch, then 7.0 s for what training alone would take 4.0 s" in text
-    assert "in all 1.33 times start-up and training" in text
+    assert (
+        "12.0 (12.0 to 12.0) s in all, of which 5.0 (5.0 to 5.0) to the first batch and 1.0 (1.0 to 1.0) after" in text
+    )
+    # 12 / (5 + 8 / 2), 12 / (5 + 4 + 1); 12 / (5 + 10 / 2), 12 / (5 + 5 + 1)
+    one, other_one = (line for line in text.splitlines() if line.startswith("Of training"))
+    assert "one after the other, 4.0 s on 2 slots: in all 1.33 times start-up and training, 1.20 times them" in one
+    assert "side by side, 5.0 s on 2 slots: in all 1.20 times start-up and training, 1.09 times them" in other_one
 
 
 @pytest.mark.ray
 def test_all_ways_of_a_sweep_train_the_same_trials_to_the_same_accuracies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))  # it registers a model here, too
-    ways, alone = sweep.sweep(trials=2, groups=1, rounds=1, epochs=1, hidden=8)
+    ways, alone, beside = sweep.sweep(trials=2, groups=1, rounds=1, epochs=1, hidden=8)
     names = ["raybench", *(f"shell loop, {slots} at a time" for slots in sorted({1, sweep.CORES}))]
     assert [way.name for way in ways] == [*names, "one worker group per trial"]
-    assert len(alone) == 2
+    assert len(alone) == 2 and len(beside) == 1 and beside[0] > 0
     for way in ways:  # `sweep` itself compares the accuracies
         assert len(way.accuracies) == way.trials
         assert len(way.seconds) == len(way.start) == len(way.end) == len(way.cpu) == 1

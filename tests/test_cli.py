@@ -302,6 +302,21 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.parametrize(("module", "spared"), [("torch", True), ("triton", False)])
+def test_python_need_not_look_through_everything_when_a_command_ends(module: str, spared: bool) -> None:
+    """It may where triton was loaded, which would list as leaks what it finds to be still there."""
+    code = f"""
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))
+from raybench import cli
+sys.modules[{module!r}] = None
+sys.argv[0] = "raybench"
+cli.main()
+"""
+    done = python(code, "--version")
+    assert (done.returncode, done.stdout.splitlines()[-1], done.stderr) == (0, str(spared), "")
+
+
 @pytest.mark.parametrize(
     ("time", "seconds"), [("45s", 45), ("90m", 5400), ("2h", 7200), ("1h30m", 5400), ("1d2h3m4s", 93784)]
 )

@@ -256,8 +256,22 @@ def test_a_sigterm_is_what_it_was_after_ray_has_started(monkeypatch: pytest.Monk
     assert shut == [True]
 
 
+def test_a_cluster_that_is_left_keeps_its_monitor_and_one_that_was_started_ends_it_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[str] = []
+    monitor = SimpleNamespace(process=SimpleNamespace(kill=lambda: ended.append("monitor")))
+    monkeypatch.setattr(connect.ray, "shutdown", lambda: ended.append("the others"))
+    for processes, order in (({}, ["the others"]), ({"monitor": [monitor]}, ["monitor", "the others"])):
+        ended.clear()
+        monkeypatch.setattr(connect.ray._private.worker, "_global_node", SimpleNamespace(all_processes=processes))
+        connect._shut_down()
+        assert ended == order
+
+
 STARTED_BESIDE = """
 import os, signal, time
+import ray
 from raybench.beside import beside
 from raybench.connect import connect
 
@@ -265,18 +279,20 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     with beside(lambda: connect("local")) as starting:
         starting.result()
+        [monitor] = ray._private.worker._global_node.all_processes["monitor"]
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(5)  # longer than a crash would let it
-    print("put in order")
+    print("put in order; the monitor ended with", monitor.process.returncode)
 """
 
 
 @pytest.mark.ray
 def test_a_sigterm_is_no_crash_where_ray_was_started_in_a_thread() -> None:
     done = subprocess.run([sys.executable, "-c", STARTED_BESIDE], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "put in order\n", "")
+    # Ray's monitor is killed, see `connect._shut_down`: by SIGTERM and with GCS away it takes a second
+    assert (done.returncode, done.stdout, done.stderr) == (0, "put in order; the monitor ended with -9\n", "")
 
 
 def test_on_many_cpus_nothing_is_loaded_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
