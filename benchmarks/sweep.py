@@ -182,7 +182,8 @@ def _run(*arguments: str) -> tuple[Usage, Any]:
 def run_raybench(way: Way, suite: Path) -> None:
     begun, results = time.time(), suite.parent / f"results-{len(way.seconds)}"
     command = [sys.executable, "-m", "raybench.cli", "run", str(suite), "--results", str(results)]
-    with Usage(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as usage:
+    # Its processes live long, and two looks a second take none of their cores.
+    with Usage(command, 0.5, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as usage:
         _output(usage)
     rows = {path.stem: path for path in (results / "sweep" / "trials").glob("[!.]*.parquet")}
     found = [pq.read_table(path, columns=["test_accuracy"])[0][0].as_py() for path in rows.values()]

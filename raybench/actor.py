@@ -57,9 +57,12 @@ from raybench.trial import failed
 KV = b"raybench"
 STOP_SECONDS = 60
 """How long a worker group may take to notice that it is to stop: an epoch, usually."""
-TELL_SECONDS = 0.25
-"""How long epochs may wait to be told together. The trial stands still until the driver has heard a report, which took
-15 ms of a core: as much as the short epochs of a small network."""
+TELL_SHARE = 0.01
+"""How much of its time a trial may tell of its epochs, of which short ones wait to be told together: it stands still
+until the driver has heard a report. That took 4 to 18 ms with two trials on two cores, as long as the short epochs of a
+small network, and takes longer where many trials report to one driver."""
+TELL_SECONDS = 1.0
+"""How long epochs wait at most, whatever a report takes: people look at them, and a trial that has lost trains on."""
 
 PEER_GONE = "by peer"
 """In what gloo says where another process of the group has gone: connection closed, or reset, by peer."""
@@ -249,10 +252,12 @@ def _in_this_process(share: Share, trial: Trial) -> None:
 
     def tell() -> None:
         nonlocal due
+        told = time.monotonic()
         tune.report(epoch_metrics(waiting, begun[0], warnings))
         waiting.clear()
         warnings.clear()
-        due = time.monotonic() + TELL_SECONDS
+        heard = time.monotonic()
+        due = heard + min((heard - told) / TELL_SHARE, TELL_SECONDS)
 
     def report(row: EpochRow) -> None:
         waiting.append(row)

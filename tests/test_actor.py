@@ -19,28 +19,39 @@ from raybench.records import EpochRow, Outcome
 from raybench.rows import planned_row
 from raybench.trial import failed
 
+Told = Callable[..., list[Any]]
+
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, make_trial: Callable[..., Trial]) -> Callable[[Sequence[float]], list[Any]]:
-    """``told(seconds)`` runs a trial whose epochs end at these times, and which warns after the second and at its end;
-    returns of each report but the last, which is the outcome, its epochs and warnings."""
+def told(monkeypatch: pytest.MonkeyPatch, make_trial: Callable[..., Trial]) -> Told:
+    """``told(seconds, heard)`` runs a trial whose epochs end at these times, if reports take no time, and which warns
+    after the second and at its end; ``heard`` is how long the driver takes to hear a report. Returns of each report but
+    the last, which is the outcome, its epochs and warnings."""
     trial, reports = make_trial(), []
     row = planned_row(trial)
     measured = {"train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}
-    monkeypatch.setattr(actor.tune, "report", reports.append)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(actor, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(actor, "TorchTrainer", lambda loop, **_: SimpleNamespace(fit=loop))
 
-    def told(seconds: Sequence[float]) -> list[Any]:
+    def told(seconds: Sequence[float], heard: float) -> list[Any]:
+        def tell(report: dict[str, bytes]) -> None:
+            reports.append(report)
+            clock.now += heard
+
         def run(trial: Trial, *, begun: Callable[..., None], report: Callable[..., None], **more: Any) -> Outcome:
             begun(row)
+            before = 0.0
             for number, second in enumerate(seconds, 1):
-                monkeypatch.setattr(actor, "time", SimpleNamespace(monotonic=lambda now=second: now))
+                clock.now += second - before
+                before = second
                 report(EpochRow(trial_id=trial.id, epoch=number, lr=0.1, **measured))
                 if number == 2:
                     more["warn"]("full")
             more["warn"]("over")
             return Outcome(row=row)
 
+        monkeypatch.setattr(actor.tune, "report", tell)
         share: Any = SimpleNamespace(job=SimpleNamespace(run=run), suite="s", device="cpu")
         actor._in_this_process(share, trial)
         assert [*reports[-1]] == ["outcome"]
@@ -51,8 +62,9 @@ def told(monkeypatch: pytest.MonkeyPatch, make_trial: Callable[..., Trial]) -> C
     return told
 
 
-def test_short_epochs_are_told_together_and_none_is_left_out(told: Callable[[Sequence[float]], list[Any]]) -> None:
-    assert told([0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.61]) == [
+def test_short_epochs_are_told_together_and_none_is_left_out(told: Told) -> None:
+    # A report that takes 2.5 ms lets a quarter of a second pass until the next.
+    assert told([0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.61], 0.0025) == [
         ([1], []),
         ([2, 3, 4], ["full"]),
         ([5, 6], []),
@@ -60,8 +72,19 @@ def test_short_epochs_are_told_together_and_none_is_left_out(told: Callable[[Seq
     ]
 
 
-def test_a_long_epoch_is_told_at_once(told: Callable[[Sequence[float]], list[Any]]) -> None:
-    assert told([0, 1, 2, 3]) == [([1], []), ([2], []), ([3], ["full"]), ([4], []), ([], ["over"])]
+def test_telling_takes_a_small_share_of_a_trials_time(told: Told) -> None:
+    reports = told([0.01 * epoch for epoch in range(1000)], 0.005)
+    assert 10 / 0.005 * actor.TELL_SHARE * 0.9 < len(reports) < 10 / 0.005 * actor.TELL_SHARE + 2
+    assert [epoch for epochs, _ in reports for epoch in epochs] == [*range(1, 1001)]
+
+
+def test_a_driver_that_is_slow_to_hear_hears_once_a_second(told: Told) -> None:
+    reports = told([0.125 * epoch for epoch in range(81)], 0.5)
+    assert [len(epochs) for epochs, _ in reports] == [1, *[8] * 10, 0]
+
+
+def test_a_long_epoch_is_told_at_once(told: Told) -> None:
+    assert told([0, 1.1, 2.2, 3.3], 0.2) == [([1], []), ([2], []), ([3], ["full"]), ([4], []), ([], ["over"])]
 
 
 class Kv(dict[str, bytes]):

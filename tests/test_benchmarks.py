@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import search
+import step
 import sweep
 import torch
 from rounds import Contender, Usage, ratios, spread, table
@@ -161,6 +162,36 @@ def test_intervals_cover_what_the_docs_say() -> None:
     for n, *said in rows:
         assert [100 * share for share in coverage.coverage(int(n), 2000)] == pytest.approx([*map(int, said)], abs=2)
     assert f"five values covers {rows[1][1]} %" in (stats.mean_interval.__doc__ or "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# step.py
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolutions, dense"),
+        ("aten::convolution_backward", "convolutions, dense"),
+        ("aten::addmm", "convolutions, dense"),
+        ("autograd::engine::evaluate_function: NativeBatchNormBackward0", "batch norm"),
+        ("aten::native_batch_norm_backward", "batch norm"),
+        ("aten::max_pool2d_with_indices_backward", "pooling"),
+        ("aten::threshold_backward", "activations, dropout"),
+        ("aten::_fused_adam_", "optimizer"),
+        ("Optimizer.step#Adam.step", "optimizer"),
+        ("aten::grid_sampler_2d", step.REST),
+    ],
+)
+def test_kinds_of_operations(operation: str, kind: str) -> None:
+    assert step.kind_of(operation) == kind
+
+
+def test_the_time_of_a_step_is_divided_among_kinds_that_all_occur() -> None:
+    shares = step.shares("model2", batch=8, steps=2)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(share > 0 for share in shares.values())
+    assert max(shares, key=lambda kind: shares[kind]) == "convolutions, dense"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
