@@ -72,8 +72,8 @@ def compare(first: Side, second: Side, question: Question) -> Comparison:
     both = [key for key in places[0] if key in places[1]]
     if not both:
         raise UserError(
-            f"{first.name} and {second.name} have no cell in common: {name_of(next(iter(places[0])))} there,"
-            f" {name_of(next(iter(places[1])))} here"
+            f"{first.name} and {second.name} have no cell in common: one has {name_of(next(iter(places[0])))}, for"
+            f" example, the other {name_of(next(iter(places[1])))}"
         )
     numbers, differs = _cells_table(sides, found, places, question)
     return Comparison({"changes": _changes_table(sides, found, places, both), "cells": numbers}, differs)
