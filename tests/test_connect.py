@@ -261,11 +261,18 @@ def test_a_cluster_that_is_left_keeps_its_monitor_and_one_that_was_started_ends_
 ) -> None:
     ended: list[str] = []
     monitor = SimpleNamespace(process=SimpleNamespace(kill=lambda: ended.append("monitor")))
+    monkeypatch.setattr(connect.ray, "init", lambda **options: SimpleNamespace(dashboard_url=None))
     monkeypatch.setattr(connect.ray, "shutdown", lambda: ended.append("the others"))
-    for processes, order in (({}, ["the others"]), ({"monitor": [monitor]}, ["monitor", "the others"])):
+    monkeypatch.setattr(connect, "alive", tuple)
+    monkeypatch.setattr(connect.ray._private.state.state, "get_max_resources_from_cluster_config", dict)
+    for address, processes, order in (
+        ("auto", {}, ["the others"]),
+        ("local", {"monitor": [monitor]}, ["monitor", "the others"]),
+    ):
         ended.clear()
         monkeypatch.setattr(connect.ray._private.worker, "_global_node", SimpleNamespace(all_processes=processes))
-        connect._shut_down()
+        with connect.connect(address):
+            assert ended == []
         assert ended == order
 
 
@@ -280,19 +287,22 @@ try:
     with beside(lambda: connect("local")) as starting:
         starting.result()
         [monitor] = ray._private.worker._global_node.all_processes["monitor"]
+        asked = []
+        monitor.process.terminate = lambda: asked.append("to end")
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(5)  # longer than a crash would let it
-    print("put in order; the monitor ended with", monitor.process.returncode)
+    print("put in order; the monitor ended with", monitor.process.returncode, "asked", asked)
 """
 
 
 @pytest.mark.ray
 def test_a_sigterm_is_no_crash_where_ray_was_started_in_a_thread() -> None:
     done = subprocess.run([sys.executable, "-c", STARTED_BESIDE], capture_output=True, text=True, check=False)
-    # Ray's monitor is killed, see `connect._shut_down`: by SIGTERM and with GCS away it takes a second
-    assert (done.returncode, done.stdout, done.stderr) == (0, "put in order; the monitor ended with -9\n", "")
+    # Ray's monitor has gone when Ray would ask it to end, see `connect._shut_down`: with GCS away it takes a second
+    said = "put in order; the monitor ended with -9 asked []\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
 
 
 def test_on_many_cpus_nothing_is_loaded_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
