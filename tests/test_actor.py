@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 pytest.importorskip("ray")
 from ray import train
 
-from raybench import actor
+from raybench import actor, schedule
 from raybench.grid import Trial
 from raybench.records import EpochRow, Outcome
 from raybench.rows import planned_row
+from raybench.settings import Resources
 from raybench.trial import failed
 
 Told = Callable[..., list[Any]]
@@ -85,6 +87,22 @@ def test_a_driver_that_is_slow_to_hear_hears_once_a_second(told: Told) -> None:
 
 def test_a_long_epoch_is_told_at_once(told: Told) -> None:
     assert told([0, 1.1, 2.2, 3.3], 0.2) == [([1], []), ([2], []), ([3], ["full"]), ([4], []), ([], ["over"])]
+
+
+def test_epochs_trained_after_the_one_at_which_a_trial_lost_are_heard_too(make_trial: Callable[..., Trial]) -> None:
+    trial, heard, warned = make_trial(), [], []
+    row = planned_row(trial)
+    measured = {"train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}
+    rows = [EpochRow(trial_id=trial.id, epoch=number, lr=0.1, **measured) for number in range(1, 5)]
+    listener: Any = SimpleNamespace(
+        epoch=lambda trial, row, begun: heard.append(row.epoch) or row.epoch == 2,
+        warned=lambda trial, warning: warned.append(warning),
+    )
+    resources = Resources.model_validate(trial.settings["resources"])
+    watcher = schedule._Watcher({trial.id: trial}, listener, threading.Event(), None, resources, {})
+    assert not watcher.is_to_stop(trial.id, actor.epoch_metrics(rows[:1], row, [])["epoch"])
+    assert watcher.is_to_stop(trial.id, actor.epoch_metrics(rows[1:], row, ["full"])["epoch"])
+    assert (heard, warned, watcher.stopping) == ([1, 2, 3, 4], ["full"], {trial.id})
 
 
 class Kv(dict[str, bytes]):
