@@ -62,7 +62,8 @@ TELL_SHARE = 0.01
 until the driver has heard a report. That took 4 to 18 ms with two trials on two cores, as long as the short epochs of a
 small network, and takes longer where many trials report to one driver."""
 TELL_SECONDS = 1.0
-"""How long epochs wait at most, whatever a report takes: people look at them, and a trial that has lost trains on."""
+"""After how long the next epoch to end is told with those that wait, whatever a report took: people look at them, and a
+trial that has lost trains on."""
 
 PEER_GONE = "by peer"
 """In what gloo says where another process of the group has gone: connection closed, or reset, by peer."""
