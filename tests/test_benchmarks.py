@@ -169,7 +169,7 @@ def test_intervals_cover_what_the_docs_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "kind"),
+    ("operations", "kind"),
     [
         ("aten::mkldnn_convolution", "convolutions, dense"),
         ("aten::convolution_backward", "convolutions, dense"),
@@ -181,14 +181,21 @@ def test_intervals_cover_what_the_docs_say() -> None:
         ("aten::_fused_adam_", "optimizer"),
         ("Optimizer.step#Adam.step", "optimizer"),
         ("aten::grid_sampler_2d", step.REST),
+        ("aten::relu > aten::clamp_min", "activations, dropout"),
+        ("aten::dropout > aten::mul", "activations, dropout"),
+        ("aten::convolution_backward > aten::_to_copy > aten::copy_", "copies"),
+        ("torch::autograd::AccumulateGrad > aten::add_", step.REST),
     ],
 )
-def test_kinds_of_operations(operation: str, kind: str) -> None:
-    assert step.kind_of(operation) == kind
+def test_kinds_of_operations(operations: str, kind: str) -> None:
+    called = None
+    for name in operations.split(" > "):
+        called = SimpleNamespace(name=name, cpu_parent=called)
+    assert step.kind_of(called) == kind
 
 
 def test_the_time_of_a_step_is_divided_among_kinds_that_all_occur() -> None:
-    shares = step.shares("model2", batch=8, steps=2)
+    shares = step.shares("model2", batch=8, steps=2, rounds=2)
     assert sum(shares.values()) == pytest.approx(1)
     assert all(share > 0 for share in shares.values())
     assert max(shares, key=lambda kind: shares[kind]) == "convolutions, dense"
