@@ -8,6 +8,7 @@ round disturbs the ratio of that round alone: ratios are taken within rounds, an
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -163,8 +164,10 @@ class Usage:
             self.looks.append((time.time(), sum(self.seen.values())))
 
     def cpu_until(self, moment: float) -> float:
-        """Return the CPU time until a moment in seconds since 1970, as the last look before it saw it."""
-        return max((ticks for at, ticks in self.looks if at <= moment), default=0) / TICKS
+        """Return the CPU time until a moment in seconds since 1970; between two looks it grows evenly."""
+        before, seen = max((look for look in self.looks if look[0] <= moment), default=(moment, 0))
+        after, then = min((look for look in self.looks if look[0] > moment), default=(math.inf, seen))
+        return (seen + (then - seen) * (moment - before) / (after - before)) / TICKS
 
 
 def cpu_seconds(root: int) -> float:

@@ -85,12 +85,13 @@ def in_processes(suite: Path, count: int, processes: int) -> list[dict[str, Any]
     me = [sys.executable, str(HERE / "sweep.py"), "part", str(suite), str(count)]
     parts = [Contender(f"process {one}", [*me, str(one), str(processes)]) for one in range(processes)]
     start_together(parts)
-    for part in parts:
-        part.tell("train")
-    rows = [row for part in parts for row in part.hear()["rows"]]
-    for part in parts:
-        part.stop()
-    return rows
+    try:
+        for part in parts:
+            part.tell("train")
+        return [row for part in parts for row in part.hear()["rows"]]
+    finally:
+        for part in parts:
+            part.stop()
 
 
 def groups(suite: Path, count: int) -> None:

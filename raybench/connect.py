@@ -202,10 +202,8 @@ def _shut_down() -> None:
     Ray ends its processes one by one, and its monitor, which looks after autoscaling alone, after the process that it
     would tell of it: that takes the whole second that is allowed to each. So it goes first.
     """
-    node = ray._private.worker._global_node  # private
-    started = node.all_processes.get(ray_constants.PROCESS_TYPE_MONITOR, []) if node else []
-    for one in started:
-        one.process.kill()
+    if node := ray._private.worker._global_node:  # private
+        node.kill_monitor(check_alive=False)
     ray.shutdown()
 
 

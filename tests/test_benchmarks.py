@@ -26,7 +26,7 @@ import search
 import step
 import sweep
 import torch
-from rounds import Contender, Usage, ratios, spread, table
+from rounds import TICKS, Contender, Usage, ratios, spread, table
 from torch import nn
 
 from raybench import models, stats
@@ -58,6 +58,12 @@ def test_the_cpu_time_of_grandchildren_counts() -> None:
     assert usage.process.returncode == 0
     assert 0.5 <= usage.cpu < 1.5
     assert usage.cpu_until(begun) == 0 and usage.cpu_until(time.time()) == usage.cpu
+
+
+def test_cpu_time_grows_evenly_between_two_looks() -> None:
+    usage = Usage([])
+    usage.looks = [(10.0, TICKS), (12.0, 3 * TICKS)]
+    assert [usage.cpu_until(moment) for moment in (9, 10, 10.5, 12, 13)] == [0, 1, 1.5, 3, 3]
 
 
 def test_a_contender_answers_in_turns_and_says_where_it_ends() -> None:

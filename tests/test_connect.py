@@ -256,24 +256,18 @@ def test_a_sigterm_is_what_it_was_after_ray_has_started(monkeypatch: pytest.Monk
     assert shut == [True]
 
 
-def test_a_cluster_that_is_left_keeps_its_monitor_and_one_that_was_started_ends_it_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ended: list[str] = []
-    monitor = SimpleNamespace(process=SimpleNamespace(kill=lambda: ended.append("monitor")))
+def test_the_monitor_is_ended_before_what_it_reports_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ray's own means, which end what this process has started and nothing of a cluster that it has joined."""
+    ended: list[Any] = []
+    node = SimpleNamespace(kill_monitor=lambda **how: ended.append(how))
     monkeypatch.setattr(connect.ray, "init", lambda **options: SimpleNamespace(dashboard_url=None))
     monkeypatch.setattr(connect.ray, "shutdown", lambda: ended.append("the others"))
+    monkeypatch.setattr(connect.ray._private.worker, "_global_node", node)
     monkeypatch.setattr(connect, "alive", tuple)
     monkeypatch.setattr(connect.ray._private.state.state, "get_max_resources_from_cluster_config", dict)
-    for address, processes, order in (
-        ("auto", {}, ["the others"]),
-        ("local", {"monitor": [monitor]}, ["monitor", "the others"]),
-    ):
-        ended.clear()
-        monkeypatch.setattr(connect.ray._private.worker, "_global_node", SimpleNamespace(all_processes=processes))
-        with connect.connect(address):
-            assert ended == []
-        assert ended == order
+    with connect.connect("local"):
+        assert ended == []
+    assert ended == [{"check_alive": False}, "the others"]
 
 
 STARTED_BESIDE = """
