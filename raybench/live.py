@@ -20,6 +20,13 @@ from rich.text import Text
 from raybench.grid import Trial
 from raybench.records import FINISHED, EpochRow, Outcome, TrialRow
 
+BAR_COLUMNS = 60
+"""On a terminal that has fewer, the numbers of the bar would be cut off: the most important stand in its place."""
+COLUMNS = {"epoch": 10, "train acc": 11, "val acc": 9, "for": 9}
+"""What is shown of a running trial, with the columns of the terminal that it takes."""
+LEFT_OUT = ("train acc", "for", "val acc")
+"""What is left out where the terminal has no room for all, the first first."""
+
 
 @contextmanager
 def busy(console: Console, what: str) -> Iterator[Callable[[str], None]]:
@@ -134,18 +141,21 @@ class Watch:
     def _view(self) -> RenderableType:
         table = Table(box=None, expand=True, pad_edge=False, header_style="bold")
         table.add_column(f"running {len(self.running)} of {self.slots}", ratio=1, no_wrap=True, overflow="ellipsis")
-        for name in ("epoch", "train acc", "val acc", "for"):
+        shown = list(self.running.values())[: max(3, self.console.height - 8)]
+        names = self._columns(shown)
+        for name in names:
             table.add_column(name, justify="right", no_wrap=True)
-        for running in list(self.running.values())[: max(3, self.console.height - 8)]:
+        for running in shown:
             last = running.last
-            table.add_row(
-                Text(running.trial.name),
-                f"{last.epoch}/{running.trial.typed().train.planned_epochs}" if last else "starting",
-                f"{last.train_accuracy:.4f}" if last else "",
-                f"{last.val_accuracy:.4f}" if last else "",
-                duration(time.monotonic() - running.since),
-            )
-        lines: list[RenderableType] = [self._bar, table]
+            texts = {
+                "epoch": f"{last.epoch}/{running.trial.typed().train.planned_epochs}" if last else "starting",
+                "train acc": f"{last.train_accuracy:.4f}" if last else "",
+                "val acc": f"{last.val_accuracy:.4f}" if last else "",
+                "for": duration(time.monotonic() - running.since),
+            }
+            table.add_row(Text(running.trial.name), *(texts[name] for name in names))
+        brief = f"trials {self.done + self.ended_now}/{self.planned}, left {self._left()}"
+        lines: list[RenderableType] = [self._bar if self.console.width >= BAR_COLUMNS else Text(brief), table]
         if self.best is not None:
             accuracy, name = self.best
             lines.append(Text(f"best test accuracy so far {accuracy:.4f}  {name}", "green"))
@@ -153,6 +163,16 @@ class Watch:
             text = f"{self.failures} failed, last ({last_row.error_class}): {last_row.error}"
             lines.append(Text(text, "red", no_wrap=True))
         return Group(*lines)
+
+    def _columns(self, shown: list[Running]) -> list[str]:
+        """Return the columns for which there is room beside the names of trials, or half the terminal if these are
+        longer."""
+        width, names = self.console.width, list(COLUMNS)
+        room = width - min(width // 2, max((len(running.trial.name) for running in shown), default=0))
+        for name in LEFT_OUT:
+            if sum(COLUMNS[kept] for kept in names) > room:
+                names.remove(name)
+        return names
 
 
 def duration(seconds: float) -> str:

@@ -752,6 +752,21 @@ def test_list_orders_suites_by_report(raybench: Raybench) -> None:
     assert ["000", "table1", "45", "CIFAR-10,"] in [line[:4] for line in lines]
 
 
+def test_a_narrow_terminal_cuts_no_name(raybench: Raybench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    listed = raybench("list", "suites").out.splitlines()
+    at = next(number for number, line in enumerate(listed) if "grid_block" in line)
+    assert [line[8:18].strip() for line in listed[at : at + 2]] == ["grid_block", "s_kernel"]
+    planned = raybench("plan", "table1").out.splitlines()
+    assert [line.split() for line in planned[1:4]] == [
+        ["augmen"],
+        ["model", "tation", "lr", "seeds", "done", "left"],
+        ["model1", "none", "0.001", "5", "0", "5"],
+    ]
+    for words in (("list", "models"), ("list", "augmentations"), ("list", "datasets"), ("list", "suites")):
+        assert "…" not in raybench(*words).out
+
+
 def test_schema_is_the_file_beside_the_suites(raybench: Raybench) -> None:
     schema = Path(__file__).parent.parent / "suites" / "raybench.schema.json"
     assert raybench("schema") == (0, schema.read_text(encoding="utf-8"), "")

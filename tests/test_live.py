@@ -73,9 +73,9 @@ def plain() -> tuple[Console, io.StringIO]:
     return Console(file=file, width=60), file
 
 
-def terminal() -> tuple[Console, io.StringIO]:
+def terminal(width: int = 100) -> tuple[Console, io.StringIO]:
     file = io.StringIO()
-    return Console(file=file, width=100, height=30, force_terminal=True, legacy_windows=False, _environ={}), file
+    return Console(file=file, width=width, height=30, force_terminal=True, legacy_windows=False, _environ={}), file
 
 
 def outcome(trial: Trial, **columns: Any) -> Outcome:
@@ -150,6 +150,63 @@ def test_the_view_on_a_terminal(trials: list[Trial]) -> None:
     assert "best test accuracy so far 0.5000  small_cnn/none/0.001/s0" in last
     assert "1 failed, last (diverged): Diverged: [b]nan[/b]" in last
     assert "completed after" not in frames(file)  # lines are for files
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (
+            60,
+            [
+                "running 2 of 2                         epoch  val acc    for",
+                "mlp/none/0.001/s0                       4/20   0.3750  0.0 s",
+                "small_cnn/none/0.001/s0             starting           0.0 s",
+                "best test accuracy so far 0.5000  mlp/none/0.001/s1",
+                "1 failed, last (diverged): Diverged: nan",
+            ],
+        ),
+        (
+            40,
+            [
+                "trials 4/8, left 0:30",
+                "running 2 of 2            epoch  val acc",
+                "mlp/none/0.001/s0          4/20   0.3750",
+                "small_cnn/none/0.001…  starting",
+                "best test accuracy so far 0.5000",
+                "mlp/none/0.001/s1",
+                "1 failed, last (diverged): Diverged: nan",
+            ],
+        ),
+        (
+            20,
+            [
+                "trials 4/8, left",
+                "0:30",
+                "running 2…     epoch",
+                "mlp/none/…      4/20",
+                "small_cnn…  starting",
+                "best test accuracy",
+                "so far 0.5000",
+                "mlp/none/0.001/s1",
+                "1 failed, last (dive",
+            ],
+        ),
+    ],
+)
+def test_the_view_on_a_narrow_terminal(trials: list[Trial], clock: Clock, width: int, lines: list[str]) -> None:
+    console, file = terminal(width)
+    with Watch(console, planned=8, done=2, slots=2) as watch:
+        watch.started(trials[0])
+        watch.epoch(trials[0], epoch(4, 0.75))
+        watch.started(trials[1])
+        clock.now += 15
+        for trial in trials[:2]:
+            watch.running[trial.id].since = clock.now
+        watch.ended(trials[2], outcome(trials[2], test_accuracy=0.5))
+        watch.ended(trials[3], failure(trials[3], "diverged", "Diverged: nan"))
+    last = "trials " + frames(file).rpartition("trials ")[2]
+    drawn = [line.rstrip() for line in last.splitlines() if line.strip()]
+    assert drawn[-len(lines) :] == lines
 
 
 def test_a_smoke_run_has_an_epoch_of_each_phase(load_suite: LoadSuite) -> None:

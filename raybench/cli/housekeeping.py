@@ -42,15 +42,15 @@ def list_(kind: str, pattern: str | None) -> None:
         from raybench.suite import load, report_of, shipped_suites
 
         for column in ("report", "suite", "trials", "about"):
-            grid.add_column(column, justify="right" if column == "trials" else "left")
+            grid.add_column(column, justify="right" if column == "trials" else "left", overflow="fold")
         for suite in sorted(map(load, shipped_suites().values()), key=report_of):
             grid.add_row(report_of(suite) or "–", suite.name, str(Choice(suite).planned()), suite.about)
     else:
         entries = {"models": registry.MODELS, "augmentations": registry.AUGMENTATIONS, "datasets": registry.DATASETS}[
             kind
         ]
-        grid.add_column(kind[:-1])
-        grid.add_column("what it is")
+        grid.add_column(kind[:-1], overflow="fold")
+        grid.add_column("what it is", overflow="fold")
         for name in entries.names():
             grid.add_row(name, (entries.get(name).__doc__ or "").strip().splitlines()[0])
         if kind == "models":

@@ -224,7 +224,7 @@ def plan(
     grid = Grid(box=None, header_style="bold", pad_edge=False)
     axes = [*loaded.names("compare"), *loaded.names("search")]
     for axis in axes:
-        grid.add_column(axis)
+        grid.add_column(axis, overflow="fold")
     if changes:
         for column in ("setting", "before", "after"):
             grid.add_column(column, overflow="fold")
@@ -317,7 +317,7 @@ def _show_cost(
 
     grid = Grid(box=None, header_style="bold", pad_edge=False)
     for axis in choice.suite.names("compare"):
-        grid.add_column(axis)
+        grid.add_column(axis, overflow="fold")
     for column in ("to run", "epochs", "a trial", *units, "memory"):
         grid.add_column(column, justify="right")
     for cell, row in rows.items():
