@@ -276,7 +276,7 @@ class LocalCluster:
         try:
             said: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
             return State(**{**said, "nodes": tuple(Started(**node) for node in said["nodes"])})
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError, KeyError):
             raise ClusterError(
@@ -386,13 +386,20 @@ class LocalCluster:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep out a second command that starts or ends the cluster."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{self.folder}.lock")
         try:
-            with lock.acquire(timeout=0):
-                yield
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
         except Timeout:
             raise ClusterError(f"cluster: another command starts or ends it now ({lock.lock_file} is locked)") from None
+        except OSError as error:
+            raise ClusterError(
+                f"cluster: {self.folder.parent}: {error.strerror}: set RAYBENCH_CACHE to a folder that can be written"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def _boot() -> str:

@@ -65,6 +65,8 @@ def predictions(*said: int) -> Predictions:
     )
 
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+"""An environment in which Python writes to a file or pipe when there is enough, or the program ends."""
 PREDICTIONS = [predictions(0, 1, 0, 1), predictions(1, 1, 1, 0)]
 """Right on two images and on three; together on three, since the second is surer of itself."""
 
@@ -297,9 +299,25 @@ def test_an_interruption_is_one_whatever_a_library_makes_of_it(
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_a_closed_pipe_is_no_error() -> None:
     """Nor does its exit status say that a trial failed."""
-    code = f"{sys.executable} -m raybench.cli plan table1 --json | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    for words in ("plan table1 --json", "plan quickstart"):  # the second is written as the command ends
+        code = f"{sys.executable} -m raybench.cli {words} | true; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=BUFFERED)
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.parametrize("words", [["plan", "table1", "--json"], ["plan", "quickstart"], ["--version"]], ids=shown)
+def test_stdout_on_a_full_disk_is_one_line(words: list[str]) -> None:
+    command = [sys.executable, "-m", "raybench.cli", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)
+    assert (done.returncode, done.stderr) == (2, "raybench: stdout: No space left on device\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_stdout_may_be_closed() -> None:
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m raybench.cli plan quickstart >&-"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(("module", "spared"), [("torch", True), ("triton", False)])

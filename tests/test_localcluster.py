@@ -185,6 +185,18 @@ def test_a_second_command_is_refused_meanwhile(kept: LocalCluster) -> None:
     assert str(error.value) == f"cluster: another command starts or ends it now ({kept.folder}.lock is locked)"
 
 
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    assert call("status") == (1, "")
+    for command in ("up", "down"):
+        with pytest.raises(UserError) as error:
+            call(command)
+        assert str(error.value) == (
+            f"cluster: {tmp_path}/file/cache: Not a directory: set RAYBENCH_CACHE to a folder that can be written"
+        )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What cannot be started
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import math
+import os
 import re
 import signal
 import sys
@@ -49,6 +51,8 @@ def main() -> None:
     try:
         with _interruptible():
             status = app.main(prog_name="raybench", standalone_mode=False)
+            if sys.stdout is not None:  # it is closed
+                sys.stdout.flush()  # what cannot be written is said here, not by Python as it ends
     except UserError as error:
         print(f"raybench: {error}", file=sys.stderr)
         status = EXIT_USAGE
@@ -58,6 +62,14 @@ def main() -> None:
     except (Abort, KeyboardInterrupt):
         print("raybench: interrupted; the same command again goes on where this one stopped", file=sys.stderr)
         status = EXIT_INTERRUPTED
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more as it ends
+        status = 128 + signal.SIGPIPE
+        if error.errno == errno.ENOSPC:
+            print(f"raybench: stdout: {error.strerror}", file=sys.stderr)
+            status = EXIT_USAGE
     except SystemExit as end:  # click ends so where a pipe is closed, `raybench ... | head`: no trial has failed
         status = 128 + signal.SIGPIPE if end.code == 1 else end.code
     sys.exit(status if isinstance(status, int) else 0)

@@ -78,6 +78,8 @@ def doctor(data_dir: Path) -> None:
     from raybench.doctor import findings
 
     grid = Grid(box=None, show_header=False, pad_edge=False)
+    for column in ("what", "found"):
+        grid.add_column(column, overflow="fold")  # addresses to fetch data from are long
     for what, found in findings(data_dir):
         grid.add_row(what, found)
     literal().print(grid)
