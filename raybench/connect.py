@@ -164,6 +164,8 @@ def connect(
         raise UserError(f"--address {address}: Ray Client is not supported: use `auto` on the head, or host:6379")
     if address.startswith(("http://", "https://")):
         raise UserError(f"--address {address}: is a dashboard: send the suite there with raybench submit")
+    if address != "local" and (wrong := rayenv.wrong_token()):
+        raise UserError(f"--address {address}: no token: {wrong}")
     if address not in ("local", "auto"):
         _knock(address)
     here, environment = _environments(address, ship, to_train)
@@ -172,8 +174,8 @@ def connect(
         elsewhere = sys.stderr if verbose else stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(contextlib.redirect_stdout(elsewhere))
         try:
-            silent = contextlib.nullcontext() if verbose or address == "local" else _silent()
-            with _with_environment(here), silent, _same_on_sigterm():
+            quiet = contextlib.nullcontext() if verbose or address == "local" else silent()
+            with _with_environment(here), quiet, _same_on_sigterm():
                 context = ray.init(
                     address=address,
                     log_to_driver=verbose,
@@ -253,7 +255,7 @@ def without_dashboard() -> None:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Drop what is written to stderr, by whatever language: Ray says every second that a head refuses."""
     sys.stderr.flush()
     with open(os.devnull, "w") as nowhere:

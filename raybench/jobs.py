@@ -31,7 +31,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from raybench.connect import whoami
+from raybench.connect import silent, whoami
 from raybench.errors import UserError, did_you_mean
 from raybench.shipping import GIT_STATE, git_state
 from raybench.suite import Suite
@@ -103,7 +103,9 @@ class Jobs:
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # to Ray they count more than what it is told
             os.environ.pop(name, None)
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with self._asking():
+        if address == "auto" and (wrong := rayenv.wrong_token()):
+            raise UserError(f"--address {address}: no token: {wrong}")
+        with self._asking(), silent() if address == "auto" else contextlib.nullcontext():
             if address != "auto":
                 _knock(address)
             self._client = JobSubmissionClient(address)
@@ -116,7 +118,9 @@ class Jobs:
             yield
         except AuthenticationError as error:
             said = str(error).lower()
-            what = "another token than the cluster's" if "authentication failed" in said else "no token"
+            what = "no token, or another than the cluster's"  # where it does not say which
+            if "missing or incorrect" not in said:
+                what = "another token than the cluster's" if "authentication failed" in said else "no token"
             raise UserError(f"--address {self.address}: refused, {what}: {rayenv.TOKENS}") from None
         except (OSError, RuntimeError, ValueError, requests.RequestException, aiohttp.ClientError) as error:
             missing = isinstance(error, ConnectionError | requests.ConnectionError | OSError)

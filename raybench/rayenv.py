@@ -25,6 +25,18 @@ def has_token() -> bool:
     )
 
 
+def wrong_token() -> str | None:
+    """Return what is wrong with the file that Ray would read its token from: a client of Ray's ends the process, with a
+    trace, where it finds none."""
+    if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_TOKEN).expanduser()
+    try:
+        return None if path.read_bytes().strip() else f"{path} is empty"
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+
+
 def prepare() -> None:
     """Set what Ray reads when it is imported, where the user has not."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -25,6 +25,7 @@ from ray.exceptions import AuthenticationError
 
 from raybench import jobs
 from raybench.cli import app
+from raybench.connect import connect
 from raybench.errors import UserError
 from raybench.gauges import METRICS, exported
 from raybench.jobs import Jobs, check_place, pack
@@ -291,6 +292,12 @@ def test_a_log_is_followed_over_a_cut_and_nothing_is_said_twice(client: type[Cli
             "refused, another token than the cluster's: the cluster wants its token: put it into ~/.ray/auth_token, or"
             " name its file in RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token",
         ),
+        (
+            "auto",
+            AuthenticationError("InvalidAuthToken: Authentication token is missing or incorrect. x"),
+            "refused, no token, or another than the cluster's: the cluster wants its token: put it into"
+            " ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token",
+        ),
     ],
 )
 def test_a_cluster_that_does_not_let_us_in(
@@ -300,6 +307,21 @@ def test_a_cluster_that_does_not_let_us_in(
     with pytest.raises(UserError) as refused:
         Jobs(address)
     assert str(refused.value) == f"--address {address}: {said}"
+
+
+def test_a_token_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end the process."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    for problem in (f"{tmp_path}/token: No such file or directory", f"{tmp_path}/token is empty"):
+        with pytest.raises(UserError) as refused:
+            Jobs("auto")
+        assert str(refused.value) == f"--address auto: no token: {problem}"
+        with pytest.raises(UserError) as refused, connect("auto"):
+            pass
+        assert str(refused.value) == f"--address auto: no token: {problem}"
+        (tmp_path / "token").write_text("\n")
 
 
 def test_nobody_listens() -> None:

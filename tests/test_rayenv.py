@@ -31,6 +31,21 @@ def test_a_token_is_found_where_ray_looks_for_it(home: Path, monkeypatch: pytest
         monkeypatch.delenv(name)
 
 
+def test_a_token_that_ray_cannot_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rayenv.wrong_token() is None
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert rayenv.wrong_token() == f"{home}/.ray/auth_token: No such file or directory"
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(" \n")
+    assert rayenv.wrong_token() == f"{home}/.ray/auth_token is empty"
+    (home / ".ray" / "auth_token").write_text("secret")
+    assert rayenv.wrong_token() is None
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home))
+    assert rayenv.wrong_token() == f"{home}: Is a directory"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    assert rayenv.wrong_token() is None
+
+
 @pytest.mark.parametrize("module", ["schedule", "tuneparts", "connect", "jobs", "gauges", "actor"])
 def test_every_module_that_imports_ray_has_it_use_the_token(home: Path, module: str) -> None:
     """Ray reads the mode once, when it is imported."""
