@@ -44,6 +44,8 @@ PASSED_ON = ("RAY_TRAIN_ENABLE_STATE_TRACKING",)
 PRELOADED = {"RAY_preload_python_modules": "raybench.actor"}
 """Ray starts a process for every CPU at once, and gives them to the first actors if these ask for no environment of
 their own. So on this machine the environment is Ray's own, and PyTorch is loaded by the time an actor is asked for."""
+LONG_PATH = "AF_UNIX path length"
+"""What Ray says where its sockets lie too deep."""
 PRELOADED_CPUS = 16
 """On a machine with more, that many processes would hold PyTorch (0.3 GB each) and few of them ever train."""
 
@@ -187,6 +189,8 @@ def connect(
         except Exception as error:  # Ray raises plain ones too, as when a node is slow to start
             what = "Ray could not start" if address == "local" else "no Ray cluster answers there"
             hint = "" if address == "local" or "mismatch" in str(error) else f"; perhaps {rayenv.TOKENS}"
+            if LONG_PATH in str(error):
+                hint = "; set RAY_TMPDIR to a shorter path"
             raise UserError(f"--address {address}: {what}: {_in_a_line(error)}{hint}") from None
         stack.callback(_shut_down)
         if checked and address != "local":
@@ -345,7 +349,14 @@ def _knock(address: str) -> None:
     """Refuse an address where nobody listens; Ray itself would try for minutes and then end the process."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                if connection.recv(5) == b"HTTP/":
+                    raise UserError(
+                        f"--address {address}: a web server answers there, such as a dashboard: give the port of"
+                        f" `ray start --head`, {host}:6379"
+                    )
     except ValueError:
         raise UserError(f"--address {address}: must be local, auto or host:port, such as 10.0.0.5:6379") from None
     except OSError as error:

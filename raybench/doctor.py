@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -51,7 +52,8 @@ def _gpus() -> str:
 
 def _cluster() -> str:
     address = os.environ.get("RAY_ADDRESS")
-    current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    place = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
+    current = Path(place) / "ray" / "ray_current_cluster"
     if address:
         return f"RAY_ADDRESS is {address}"
     if current.is_file():

@@ -184,7 +184,9 @@ class Node:
         while RAN not in (said := self.log.read_text(errors="replace")):
             if self.process.poll() is not None or time.monotonic() > until:
                 lines = [line.strip() for line in said.splitlines() if line.strip()]
-                raise ClusterError(f"Ray did not start: {lines[-1] if lines else 'it said nothing'}")
+                last = lines[-1] if lines else "it said nothing"
+                hint = "; set TMPDIR to a shorter path" if "AF_UNIX path length" in last else ""
+                raise ClusterError(f"Ray did not start: {last}{hint}")
             time.sleep(0.05)
 
     def leave(self) -> None:

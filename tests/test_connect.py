@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("ray")
-from raybench import connect, grid
+from raybench import connect, doctor, grid
 from raybench.connect import Cluster, Node
 from raybench.errors import UserError
 from raybench.schedule import slots_of
@@ -302,3 +305,45 @@ def test_a_sigterm_is_no_crash_where_ray_was_started_in_a_thread() -> None:
 def test_on_many_cpus_nothing_is_loaded_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: connect.PRELOADED_CPUS + 1)
     assert not connect.PRELOADED.items() & connect._environments("local", (), True)[0].items()
+
+
+def test_the_port_of_a_dashboard_is_refused_at_once() -> None:
+    """Ray would try for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as web:
+
+        def answer() -> None:
+            with web.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+        threading.Thread(target=answer).start()
+        address = f"127.0.0.1:{web.getsockname()[1]}"
+        with pytest.raises(UserError) as refused, connect.connect(address):
+            pass
+    assert str(refused.value) == (
+        f"--address {address}: a web server answers there, such as a dashboard: give the port of `ray start --head`,"
+        " 127.0.0.1:6379"
+    )
+
+
+def test_sockets_too_deep_for_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x"
+
+    def init(**_: Any) -> None:
+        raise OSError(said)
+
+    monkeypatch.setattr(connect.ray, "init", init)
+    with pytest.raises(UserError) as refused, connect.connect("local"):
+        pass
+    assert str(refused.value) == f"--address local: Ray could not start: {said}; set RAY_TMPDIR to a shorter path"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, Ray looks at no TMPDIR")
+def test_doctor_looks_for_a_cluster_where_ray_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for number, name in enumerate(("TMPDIR", "RAY_TMPDIR")):  # the second comes before the first
+        place = tmp_path / name / "ray"
+        place.mkdir(parents=True)
+        (place / "ray_current_cluster").write_text(f"10.0.0.{number}:6379")
+        monkeypatch.setenv(name, str(place.parent))
+        assert doctor._cluster() == f"`--address auto` would join 10.0.0.{number}:6379"

@@ -235,6 +235,14 @@ def test_ray_that_does_not_start_is_one_line_and_leaves_nothing(kept: LocalClust
     assert int(child.read_text()) not in processes()
 
 
+def test_a_path_that_is_too_long_for_ray(kept: LocalCluster, fake_ray) -> None:
+    said = "OSError: validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x"
+    fake_ray(f"echo '{said}'; exit 1")
+    with pytest.raises(UserError) as error:
+        up(kept)
+    assert str(error.value) == f"Ray did not start: {said}; set TMPDIR to a shorter path"
+
+
 @pytest.mark.parametrize(
     "slow",
     [
