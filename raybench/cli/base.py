@@ -48,11 +48,11 @@ def app() -> None:
 
 def main() -> None:
     """Run the command line; every `UserError` is one line on stderr and exit status 2."""
+    _open_what_is_closed()
     try:
         with _interruptible():
             status = app.main(prog_name="raybench", standalone_mode=False)
-            if sys.stdout is not None:  # it is closed
-                sys.stdout.flush()  # what cannot be written is said here, not by Python as it ends
+            sys.stdout.flush()  # what cannot be written is said here, not by Python as it ends
     except UserError as error:
         print(f"raybench: {error}", file=sys.stderr)
         status = EXIT_USAGE
@@ -73,6 +73,14 @@ def main() -> None:
     except SystemExit as end:  # click ends so where a pipe is closed, `raybench ... | head`: no trial has failed
         status = 128 + signal.SIGPIPE if end.code == 1 else end.code
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _open_what_is_closed() -> None:
+    """Put nowhere in the place of what is closed of stdin, stdout and stderr: the next file that is opened, such as one
+    of results, would get its number, and with it what a library prints; and Ray does not start without a stderr."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # by their numbers: the lowest is given first
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # stays open
 
 
 @atexit.register
