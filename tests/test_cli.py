@@ -798,6 +798,14 @@ def test_a_narrow_terminal_cuts_no_name(raybench: Raybench, monkeypatch: pytest.
         assert "…" not in raybench(*words).out
 
 
+def test_doctor_cuts_no_address(raybench: Raybench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("raybench.doctor.findings", lambda data_dir: [("data: x", "fetch https://host/" + "long/" * 9)])
+    status, out, err = raybench("doctor")
+    assert (status, err) == (0, "")
+    assert "".join(line[9:].strip() for line in out.splitlines()) == "fetchhttps://host/" + "long/" * 9
+
+
 def test_schema_is_the_file_beside_the_suites(raybench: Raybench) -> None:
     schema = Path(__file__).parent.parent / "suites" / "raybench.schema.json"
     assert raybench("schema") == (0, schema.read_text(encoding="utf-8"), "")
