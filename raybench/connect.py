@@ -44,8 +44,6 @@ PASSED_ON = ("RAY_TRAIN_ENABLE_STATE_TRACKING",)
 PRELOADED = {"RAY_preload_python_modules": "raybench.actor"}
 """Ray starts a process for every CPU at once, and gives them to the first actors if these ask for no environment of
 their own. So on this machine the environment is Ray's own, and PyTorch is loaded by the time an actor is asked for."""
-LONG_PATH = "AF_UNIX path length"
-"""What Ray says where its sockets lie too deep."""
 PRELOADED_CPUS = 16
 """On a machine with more, that many processes would hold PyTorch (0.3 GB each) and few of them ever train."""
 
@@ -189,7 +187,7 @@ def connect(
         except Exception as error:  # Ray raises plain ones too, as when a node is slow to start
             what = "Ray could not start" if address == "local" else "no Ray cluster answers there"
             hint = "" if address == "local" or "mismatch" in str(error) else f"; perhaps {rayenv.TOKENS}"
-            if LONG_PATH in str(error):
+            if rayenv.LONG_PATH in str(error):
                 hint = "; set RAY_TMPDIR to a shorter path"
             raise UserError(f"--address {address}: {what}: {_in_a_line(error)}{hint}") from None
         stack.callback(_shut_down)

@@ -27,6 +27,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from raybench import rayenv
 from raybench.errors import UserError
 from raybench.machine import memory
 
@@ -185,7 +186,7 @@ class Node:
             if self.process.poll() is not None or time.monotonic() > until:
                 lines = [line.strip() for line in said.splitlines() if line.strip()]
                 last = lines[-1] if lines else "it said nothing"
-                hint = "; set TMPDIR to a shorter path" if "AF_UNIX path length" in last else ""
+                hint = "; set TMPDIR to a shorter path" if rayenv.LONG_PATH in last else ""
                 raise ClusterError(f"Ray did not start: {last}{hint}")
             time.sleep(0.05)
 

@@ -14,6 +14,8 @@ TOKENS = (
     " RAY_AUTH_MODE=token"
 )
 """What to do where a cluster refuses."""
+LONG_PATH = "AF_UNIX path length"
+"""What Ray says where its sockets lie too deep."""
 
 
 def has_token() -> bool:

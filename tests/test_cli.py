@@ -391,6 +391,17 @@ def test_what_cannot_be_read_or_written_is_named(raybench: Raybench, monkeypatch
         assert raybench("run", "small.yaml") == (2, "", f"raybench: {said}\n")
 
 
+def test_results_that_are_removed_during_a_run_are_not_called_whole(
+    raybench: Raybench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("small.yaml").write_text(SUITE)
+    monkeypatch.setattr(
+        run, "run_missing", lambda *_: os.rename("results/small/trials/.t.tmp", "results/small/trials/t")
+    )
+    said = "raybench: results/small: a part of it was removed during the run: run again\n"
+    assert raybench("run", "small.yaml") == (2, "", said)
+
+
 def test_what_cannot_be_read_is_named_where_results_are_in_object_storage(
     raybench: Raybench, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

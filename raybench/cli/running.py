@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections import Counter
@@ -142,6 +143,8 @@ def run(
         stored_in = store.folder.absolute() if isinstance(store.folder, Path) else None  # else in object storage
         if isinstance(file, str | Path) and not (stored_in and Path(file).absolute().is_relative_to(stored_in)):
             raise UserError(f"{file}: {reason}") from None
+        if file is not None and error.errno == errno.ENOENT:
+            raise UserError(f"{store.folder}: a part of it was removed during the run: run again") from None
         raise UserError(f"{store.folder}: {reason}: rows stored so far are whole; run again") from None
     except StoreError as error:
         raise UserError(f"{error}: rows stored so far are whole; run again") from None
