@@ -28,6 +28,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.util import placement_group_table
 
 from raybench.actor import Fetched, Share, alive_nodes, lost_row, shown_name, trainable
 from raybench.connect import Cluster, Node, alive, room_for
@@ -46,8 +47,6 @@ LOOK_SECONDS = 5
 NODE_SECONDS = 30
 """How long Ray may take to find out that a node is gone: 15 s after a kill, seen with 2.60. A process on another node
 than the driver's that only died is waited for as long."""
-
-
 ROUND = 10_000
 """How many trials one fit() has at most: Tune keeps some 25 kB of each until it ends."""
 
@@ -70,7 +69,7 @@ class Listener(Protocol):
         """Hear what is no reason for the trial to fail."""
 
     def no_room(self, reason: str) -> None:
-        """Hear that nodes are gone and what is left has no room for a trial."""
+        """Hear that there is no room for a trial: nodes are gone, or other jobs run there."""
 
 
 class Budget(Protocol):
@@ -189,6 +188,13 @@ def _asked(resources: Resources) -> str:
     return f"{resources.workers} x {_amounts(each, resources)}"
 
 
+def _has_no_place() -> bool:
+    """Return whether this job has asked for places on the cluster, and has none; the ids of places end with a job's."""
+    job = ray.get_runtime_context().get_job_id()
+    states = {place["state"] for id_, place in placement_group_table().items() if id_.endswith(job)}
+    return states - {"REMOVED"} == {"PENDING"}
+
+
 def _listed(nodes: Iterable[Node], resources: Resources) -> str:
     """Return what the nodes that may be used have, of what a trial asks for."""
     kinds = Counter(_amounts(node.resources, resources) for node in nodes if node.fits(resources.labels))
@@ -268,7 +274,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         """A trial that has ended is taken out of ``open_trials``; each of its processes ``needs`` this."""
         self.open, self.listener, self.interrupted, self.budget = open_trials, listener, interrupted, budget
         self.resources, self.needs = resources, needs
-        self.waiting, self.look_at = False, 0.0
+        self.waiting, self.held, self.look_at = False, False, 0.0
         self.slots = 1
         self.running: set[str] = set()
         self.stopping: set[str] = set()
@@ -309,14 +315,18 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             self._look_for_room()
 
     def _look_for_room(self) -> None:
-        """Say so where lost nodes leave no room for a trial: Tune waits in silence."""
-        left = alive()
-        waiting = room_for(self.needs, self.resources.labels, left) < self.resources.workers
-        if waiting and not self.waiting:
+        """Say so, once, where lost nodes leave no room for a trial, or other jobs do not: Tune waits in silence."""
+        left, reason = alive(), None
+        held_before, self.held = self.held, not self.running and _has_no_place()
+        if room_for(self.needs, self.resources.labels, left) < self.resources.workers:
             there = _listed(left, self.resources) or "none"
+            reason = f"waiting for nodes: a trial asks for {_asked(self.resources)}; left: {there}"
+        elif self.held and held_before:  # to find a place takes a moment
+            reason = f"waiting for room: a trial asks for {_asked(self.resources)}, and no node has that free"
+        if reason and not self.waiting:
             with self._noting_failure():
-                self.listener.no_room(f"waiting for nodes: a trial asks for {_asked(self.resources)}; left: {there}")
-        self.waiting = waiting
+                self.listener.no_room(reason)
+        self.waiting = reason is not None
 
     def is_to_stop(self, trial_id: str, epochs: bytes) -> bool:
         """Tell the listener of epochs; return whether Tune is to stop the trial."""

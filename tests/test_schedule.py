@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -624,12 +625,49 @@ def test_where_the_rest_of_the_nodes_has_no_room_it_says_so_once(monkeypatch) ->
     monkeypatch.setattr(heard, "no_room", said.append)
     asks = Resources(cpus=2, gpus=1, workers=2)
     watch = schedule._Watcher({}, heard, threading.Event(), None, asks, {"CPU": 2, "GPU": 1})
+    monkeypatch.setattr(schedule, "_has_no_place", lambda: False)
     for left in ([{"CPU": 4, "GPU": 2}], [{"CPU": 8}, {"CPU": 1, "GPU": 8}], [], [{"CPU": 2, "GPU": 1}] * 2):
         monkeypatch.setattr(schedule, "alive", lambda: [Node(resources, {}) for resources in left])  # noqa: B023
         watch._look_for_room()
     assert said == [
         "waiting for nodes: a trial asks for 2 x (2 CPUs, 1 GPUs); left: 1 x (8 CPUs, 0 GPUs) and 1 x (1 CPUs, 8 GPUs)"
     ]
+
+
+def test_where_other_jobs_leave_no_room_it_says_so_once(monkeypatch) -> None:
+    from raybench import schedule
+    from raybench.connect import Node
+
+    said: list[str] = []
+    heard, states = Heard(), dict.fromkeys(("a07", "b07", "a08"), "PENDING")
+    states["b07"], states["a08"] = "REMOVED", "CREATED"  # the last is another job's
+    monkeypatch.setattr(heard, "no_room", said.append)
+    monkeypatch.setattr(schedule, "alive", lambda: [Node({"CPU": 2}, {})])
+    monkeypatch.setattr(schedule.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "07"))
+    monkeypatch.setattr(
+        schedule, "placement_group_table", lambda: {id_: {"state": state} for id_, state in states.items()}
+    )
+    watch = watcher([], heard, threading.Event())
+    watch._look_for_room()
+    assert said == []  # it may take a moment
+    waiting = ["waiting for room: a trial asks for 1 x (1 CPUs, 0 GPUs), and no node has that free"]
+    for _ in range(2):
+        watch._look_for_room()
+        assert said == waiting
+    states["a07"] = "CREATED"  # its process starts
+    watch._look_for_room()
+    states["b07"] = "PENDING"
+    for _ in range(2):
+        watch._look_for_room()
+    states["a07"] = "PENDING"
+    watch.running.add("t")
+    for _ in range(2):
+        watch._look_for_room()
+    assert said == waiting
+    watch.running.clear()
+    for _ in range(2):
+        watch._look_for_room()
+    assert said == waiting * 2
 
 
 def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypatch) -> None:
