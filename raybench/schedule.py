@@ -47,6 +47,8 @@ LOOK_SECONDS = 5
 NODE_SECONDS = 30
 """How long Ray may take to find out that a node is gone: 15 s after a kill, seen with 2.60. A process on another node
 than the driver's that only died is waited for as long."""
+PLACE_SECONDS = 15
+"""How long a trial may wait for its place on the cluster until that is told: what ends leaves its own with a delay."""
 ROUND = 10_000
 """How many trials one fit() has at most: Tune keeps some 25 kB of each until it ends."""
 
@@ -188,11 +190,11 @@ def _asked(resources: Resources) -> str:
     return f"{resources.workers} x {_amounts(each, resources)}"
 
 
-def _has_no_place() -> bool:
-    """Return whether this job has asked for places on the cluster, and has none; the ids of places end with a job's."""
+def _places_in_wait() -> set[str]:
+    """Return the ids of the places that this job waits for, if it has none; they end with the job's."""
     job = ray.get_runtime_context().get_job_id()
-    states = {place["state"] for id_, place in placement_group_table().items() if id_.endswith(job)}
-    return states - {"REMOVED"} == {"PENDING"}
+    states = {id_: place["state"] for id_, place in placement_group_table().items() if id_.endswith(job)}
+    return set() if "CREATED" in states.values() else {id_ for id_, state in states.items() if state == "PENDING"}
 
 
 def _listed(nodes: Iterable[Node], resources: Resources) -> str:
@@ -274,7 +276,9 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         """A trial that has ended is taken out of ``open_trials``; each of its processes ``needs`` this."""
         self.open, self.listener, self.interrupted, self.budget = open_trials, listener, interrupted, budget
         self.resources, self.needs = resources, needs
-        self.waiting, self.held, self.look_at = False, False, 0.0
+        self.waiting, self.look_at = False, 0.0
+        self.places: dict[str, float] = {}
+        """Places on the cluster for which this sweep waits, as of the last look, and since when."""
         self.slots = 1
         self.running: set[str] = set()
         self.stopping: set[str] = set()
@@ -316,12 +320,12 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
     def _look_for_room(self) -> None:
         """Say so, once, where lost nodes leave no room for a trial, or other jobs do not: Tune waits in silence."""
-        left, reason = alive(), None
-        held_before, self.held = self.held, not self.running and _has_no_place()
+        left, reason, now = alive(), None, time.monotonic()
+        self.places = {place: self.places.get(place, now) for place in (() if self.running else _places_in_wait())}
         if room_for(self.needs, self.resources.labels, left) < self.resources.workers:
             there = _listed(left, self.resources) or "none"
             reason = f"waiting for nodes: a trial asks for {_asked(self.resources)}; left: {there}"
-        elif self.held and held_before:  # to find a place takes a moment
+        elif any(now - since >= PLACE_SECONDS for since in self.places.values()):
             reason = f"waiting for room: a trial asks for {_asked(self.resources)}, and no node has that free"
         if reason and not self.waiting:
             with self._noting_failure():
