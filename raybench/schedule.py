@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,14 +28,13 @@ import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
-from ray.util import placement_group_table
 
 from raybench.actor import Fetched, Share, alive_nodes, lost_row, shown_name, trainable
-from raybench.connect import Cluster, Node, alive, room_for
-from raybench.errors import UserError
+from raybench.connect import Cluster
 from raybench.grid import Trial
 from raybench.job import Job
 from raybench.records import EpochRow, ErrorClass, Outcome, TrialRow
+from raybench.room import Room, slots_of
 from raybench.rows import planned_row
 from raybench.settings import Resources
 from raybench.trial import failed
@@ -47,8 +46,6 @@ LOOK_SECONDS = 5
 NODE_SECONDS = 30
 """How long Ray may take to find out that a node is gone: 15 s after a kill, seen with 2.60. A process on another node
 than the driver's that only died is waited for as long."""
-PLACE_SECONDS = 15
-"""How long a trial may wait for its place on the cluster until that is told: what ends leaves its own with a delay."""
 ROUND = 10_000
 """How many trials one fit() has at most: Tune keeps some 25 kB of each until it ends."""
 
@@ -166,48 +163,6 @@ def in_turns(todo: Sequence[Trial]) -> list[tuple[Resources, list[Trial]]]:
     return [(resources, trials[i : i + ROUND]) for resources, trials in turns for i in range(0, len(trials), ROUND)]
 
 
-def slots_of(cluster: Cluster, resources: Resources, max_concurrent: int | None) -> int:
-    """Return how many trials with these needs run at once.
-
-    Raises:
-        UserError: if not even one can.
-    """
-    slots = cluster.slots(resources)
-    if slots < 1:
-        labels = " and ".join(f"{name}={value}" for name, value in resources.labels.items())
-        where, there = f" with {labels}" if labels else "", _listed(cluster.nodes, resources)
-        more = f", and may grow to {_amounts(cluster.grows_to, resources)}" if cluster.grows_to else ""
-        found = f"the nodes{where} are {there}" if there else f"there is no node{where}"
-        raise UserError(
-            f"resources: a trial asks for {_asked(resources)}, but {found}{more}: ask for less, e.g. --set"
-            " resources.cpus=1"
-        )
-    return min(slots, max_concurrent or slots)
-
-
-def _asked(resources: Resources) -> str:
-    each = {"CPU": resources.cpus, "GPU": resources.gpus, **resources.custom}
-    return f"{resources.workers} x {_amounts(each, resources)}"
-
-
-def _places_in_wait() -> set[str]:
-    """Return the ids of the places that this job waits for, if it has none; they end with the job's."""
-    job = ray.get_runtime_context().get_job_id()
-    states = {id_: place["state"] for id_, place in placement_group_table().items() if id_.endswith(job)}
-    return set() if "CREATED" in states.values() else {id_ for id_, state in states.items() if state == "PENDING"}
-
-
-def _listed(nodes: Iterable[Node], resources: Resources) -> str:
-    """Return what the nodes that may be used have, of what a trial asks for."""
-    kinds = Counter(_amounts(node.resources, resources) for node in nodes if node.fits(resources.labels))
-    return " and ".join(f"{count} x {kind}" for kind, count in kinds.items())
-
-
-def _amounts(of: Mapping[str, float], resources: Resources) -> str:
-    names = {"CPU": "CPUs", "GPU": "GPUs", **{name: name for name in resources.custom}}
-    return f"({', '.join(f'{of.get(name, 0):g} {shown}' for name, shown in names.items())})"
-
-
 def _run_kind(trial_class: type[tune.Trainable], watcher: _Watcher, slots: int, storage: str, verbose: bool) -> None:
     """Run trials that ask for the same resources.
 
@@ -275,10 +230,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A trial that has ended is taken out of ``open_trials``; each of its processes ``needs`` this."""
         self.open, self.listener, self.interrupted, self.budget = open_trials, listener, interrupted, budget
-        self.resources, self.needs = resources, needs
-        self.waiting, self.look_at = False, 0.0
-        self.places: dict[str, float] = {}
-        """Places on the cluster for which this sweep waits, as of the last look, and since when."""
+        self.room, self.look_at = Room(resources, needs), 0.0
         self.slots = 1
         self.running: set[str] = set()
         self.stopping: set[str] = set()
@@ -316,21 +268,9 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         self.decide()
         if time.monotonic() >= self.look_at:
             self.look_at = time.monotonic() + LOOK_SECONDS
-            self._look_for_room()
-
-    def _look_for_room(self) -> None:
-        """Say so, once, where lost nodes leave no room for a trial, or other jobs do not: Tune waits in silence."""
-        left, reason, now = alive(), None, time.monotonic()
-        self.places = {place: self.places.get(place, now) for place in (() if self.running else _places_in_wait())}
-        if room_for(self.needs, self.resources.labels, left) < self.resources.workers:
-            there = _listed(left, self.resources) or "none"
-            reason = f"waiting for nodes: a trial asks for {_asked(self.resources)}; left: {there}"
-        elif any(now - since >= PLACE_SECONDS for since in self.places.values()):
-            reason = f"waiting for room: a trial asks for {_asked(self.resources)}, and no node has that free"
-        if reason and not self.waiting:
-            with self._noting_failure():
-                self.listener.no_room(reason)
-        self.waiting = reason is not None
+            if reason := self.room.lack(busy=bool(self.running)):
+                with self._noting_failure():
+                    self.listener.no_room(reason)
 
     def is_to_stop(self, trial_id: str, epochs: bytes) -> bool:
         """Tell the listener of epochs; return whether Tune is to stop the trial."""

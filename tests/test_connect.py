@@ -19,7 +19,7 @@ pytest.importorskip("ray")
 from raybench import connect, doctor, grid
 from raybench.connect import Cluster, Node
 from raybench.errors import UserError
-from raybench.schedule import slots_of
+from raybench.room import slots_of
 from raybench.settings import Resources
 
 

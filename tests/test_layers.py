@@ -118,7 +118,7 @@ LAYERS = {
     "watching": Layer(("live", "track"), ("light",), frozenset({"rich", "tensorboardX", "mlflow", "wandb"})),
     "local cluster": Layer(("localcluster",), ("light",), frozenset({"filelock"})),
     "cluster": Layer(
-        ("actor", "tuneparts", "schedule", "connect", "gauges", "jobs"),
+        ("actor", "tuneparts", "schedule", "room", "connect", "gauges", "jobs"),
         ("light", "training"),
         frozenset({"torch", "ray", "aiohttp", "requests"}),
     ),

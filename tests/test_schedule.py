@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -516,7 +515,7 @@ def test_ctrl_c_before_tune_listens_starts_no_trial(cluster, tmp_path, monkeypat
 def test_a_running_tune_is_told_again_to_stop(monkeypatch) -> None:
     event, told = threading.Event(), []
     watch = watcher([], Heard(), event)
-    monkeypatch.setattr(watch, "_look_for_room", lambda: None)
+    monkeypatch.setattr(watch.room, "lack", lambda busy: None)
     before = signal.signal(signal.SIGUSR1, lambda number, frame: told.append(number))
     try:
         watch.on_step_end(1, [])
@@ -614,61 +613,6 @@ def watcher(trials: list[Trial], heard: Heard, interrupted: threading.Event) -> 
     from raybench import schedule
 
     return schedule._Watcher({trial.id: trial for trial in trials}, heard, interrupted, None, Resources(), {"CPU": 1})
-
-
-def test_where_the_rest_of_the_nodes_has_no_room_it_says_so_once(monkeypatch) -> None:
-    from raybench import schedule
-    from raybench.connect import Node
-
-    said: list[str] = []
-    heard = Heard()
-    monkeypatch.setattr(heard, "no_room", said.append)
-    asks = Resources(cpus=2, gpus=1, workers=2)
-    watch = schedule._Watcher({}, heard, threading.Event(), None, asks, {"CPU": 2, "GPU": 1})
-    monkeypatch.setattr(schedule, "_places_in_wait", set)
-    for left in ([{"CPU": 4, "GPU": 2}], [{"CPU": 8}, {"CPU": 1, "GPU": 8}], [], [{"CPU": 2, "GPU": 1}] * 2):
-        monkeypatch.setattr(schedule, "alive", lambda: [Node(resources, {}) for resources in left])  # noqa: B023
-        watch._look_for_room()
-    assert said == [
-        "waiting for nodes: a trial asks for 2 x (2 CPUs, 1 GPUs); left: 1 x (8 CPUs, 0 GPUs) and 1 x (1 CPUs, 8 GPUs)"
-    ]
-
-
-def test_where_other_jobs_leave_no_room_it_says_so_once(monkeypatch) -> None:
-    from raybench import schedule
-    from raybench.connect import Node
-
-    said: list[str] = []
-    heard, states, now = Heard(), dict.fromkeys(("a07", "b07", "a08"), "PENDING"), [0.0]
-    states["b07"], states["a08"] = "REMOVED", "CREATED"  # the last is another job's
-    monkeypatch.setattr(heard, "no_room", said.append)
-    monkeypatch.setattr(schedule, "alive", lambda: [Node({"CPU": 2}, {})])
-    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(schedule.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "07"))
-    monkeypatch.setattr(
-        schedule, "placement_group_table", lambda: {id_: {"state": state} for id_, state in states.items()}
-    )
-    watch = watcher([], heard, threading.Event())
-
-    def look(times: int) -> int:
-        for _ in range(times):
-            watch._look_for_room()
-            now[0] += schedule.LOOK_SECONDS
-        return len(said)
-
-    assert look(3) == 0  # it may take a moment
-    states["c07"] = states.pop("a07")  # another place: the process of the first has died
-    assert look(3) == 0
-    assert look(1) == 1 and look(3) == 1
-    assert said == ["waiting for room: a trial asks for 1 x (1 CPUs, 0 GPUs), and no node has that free"]
-    states["b07"] = "CREATED"  # a process starts there
-    assert look(5) == 1
-    states["b07"] = "REMOVED"
-    watch.running.add("t")
-    assert look(5) == 1
-    watch.running.clear()
-    assert look(3) == 1
-    assert look(5) == 2 and said[0] == said[1]
 
 
 def test_a_trial_that_takes_the_whole_sweep_down_is_given_up(tmp_path, monkeypatch) -> None:

@@ -294,7 +294,7 @@ def _show_cost(
     from raybench.connect import connect
     from raybench.live import busy, duration
     from raybench.measure import Meter, Row, estimate, rounds
-    from raybench.schedule import slots_of
+    from raybench.room import slots_of
     from raybench.trial import device_name
 
     console = progress()
